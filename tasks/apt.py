@@ -1,0 +1,68 @@
+"""PROVISION_APT: packages of the guest's distribution."""
+
+from __future__ import annotations
+
+import shlex
+
+from vmoat.context import Context
+from vmoat.errors import VmoatError
+from vmoat.guestwork import run_unit
+from vmoat.stage import Stage
+from vmoat.state import Values
+
+
+def stage(after: tuple[str, ...]) -> Stage:
+    return Stage("apt", "system packages (PROVISION_APT)", after, check, work, asked_for=asked_for)
+
+
+def asked_for(ctx: Context) -> bool:
+    return bool(ctx.settings.provision_apt)
+
+
+def check(ctx: Context, values: Values) -> str:
+    packages = sorted(ctx.settings.provision_apt)
+    if not values:
+        return "never run"
+    if values.get("disk") != ctx.status.disk:
+        return "a new disk"
+    added = sorted(set(packages) - set(values.get("packages", ())))
+    removed = sorted(set(values.get("packages", ())) - set(packages))
+    changes = [f"+{name}" for name in added] + [f"-{name}" for name in removed]
+    return f"the package list changed: {' '.join(changes)}" if changes else ""
+
+
+def work(ctx: Context) -> Values:
+    packages = sorted(ctx.settings.provision_apt)
+    if packages:
+        run_unit(ctx, "apt", command(packages), key=packages, root=True)
+    return {"packages": packages, "disk": ctx.status.disk}
+
+
+def command(packages: list[str]) -> str:
+    """Installs what dpkg misses.
+
+    The image brings its package lists along, so that the first installation need not fetch
+    them; where they are a week old, or a version that they name is gone, they are fetched.
+    """
+    names = " ".join(shlex.quote(name) for name in packages)
+    return f"""\
+export DEBIAN_FRONTEND=noninteractive
+missing=
+for name in {names}; do
+  dpkg-query -W -f '${{db:Status-Status}}\\n' "$name" 2>/dev/null | grep -qx installed ||
+    missing="$missing $name"
+done
+[ -n "$missing" ] || {{ echo "all installed"; exit 0; }}
+lists=/var/lib/apt/lists
+install() {{
+  apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing
+}}
+fresh=$(find "$lists" -maxdepth 0 -mtime -7 2>/dev/null)
+if [ -n "$fresh" ] && install; then exit 0; fi
+apt-get -o DPkg::Lock::Timeout=300 update && install
+"""
+
+
+def unknown_package(error: VmoatError) -> bool:
+    """Whether apt said that a package does not exist."""
+    return any("Unable to locate package" in line for line in error.details)

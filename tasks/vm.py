@@ -1,0 +1,121 @@
+"""The VM: created where there is none, started, of the size asked for, answering ssh."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from vmoat.context import Context
+from vmoat.drivers import VmSpec
+from vmoat.errors import VmoatError
+from vmoat.lifecycle import stop_stack
+from vmoat.stage import Stage
+from vmoat.state import Values
+
+BOOT_LIMIT = 300.0
+"""Seconds from the driver's start to the first ssh answer; 40 under emulation, more when four
+VMs share two cores."""
+
+
+def stage(after: tuple[str, ...]) -> Stage:
+    return Stage("vm", "the VM, running and reachable", after, check, work)
+
+
+def check(ctx: Context, values: Values) -> str:
+    status = ctx.status
+    if status.state == "absent":
+        return "there is no VM yet"
+    if status.state == "stopped":
+        return "the VM is stopped"
+    if status.state != "running":
+        return f"the VM is {status.state}: {'; '.join(status.reasons) or 'it did not finish'}"
+    if values.get("boot") != status.boot:
+        return "its start was not finished"
+    changed = what_changed(values.get("spec", {}), facts_of(ctx.spec))
+    if changed:
+        return changed
+    return "" if ctx.facts() else "the VM runs, but ssh does not answer"
+
+
+def work(ctx: Context) -> Values:
+    values = ctx.store.values("vm")
+    status = ctx.status
+    running = status.state in ("running", "paused", "starting", "broken")
+    recorded = values.get("spec", {}) if values.get("boot") == status.boot else {}
+    changed = what_changed(recorded, facts_of(ctx.spec)) if recorded else ""
+    if running and changed:
+        ctx.say(f"{changed}: the VM is restarted")
+        with contextlib.suppress(VmoatError):
+            stop_stack(ctx)
+        ctx.driver.stop(ctx.instance.name)
+    elif status.state == "running" and recorded and ctx.facts() is None:
+        ctx.say("ssh does not answer: the VM is restarted")
+        ctx.driver.stop(ctx.instance.name, timeout=20)
+    elif status.state == "running" and "vm" in ctx.forced:
+        ctx.say("--force: the VM is restarted")
+        with contextlib.suppress(VmoatError):
+            stop_stack(ctx)
+        ctx.driver.stop(ctx.instance.name)
+    ctx.forget_facts()
+    # Not under one that is broken: a QEMU whose disks were deleted would seem well again, still
+    # running on the deleted ones.  The start ends it, and makes what is missing.
+    if ctx.status.state != "broken":
+        ctx.driver.create(ctx.spec, ctx.say)
+    ctx.driver.start(ctx.spec, ctx.say)
+    ctx.forget_facts()
+    ctx.guest.connect(timeout=BOOT_LIMIT)
+    status = ctx.status
+    # Its disk is what the VM has made: what was installed there outlives a boot.
+    return {
+        "boot": status.boot,
+        "disk": status.disk,
+        "spec": facts_of(ctx.spec),
+        "made": status.disk,
+    }
+
+
+def facts_of(spec: VmSpec) -> dict[str, Any]:
+    """What a running VM must have been started with."""
+    return {
+        "cpus": spec.cpus,
+        "memory": spec.memory_gib,
+        "disk": spec.disk_gib,
+        "worktree": str(spec.worktree),
+        "git": str(spec.git_dir),
+        "masked": [str(path) for path in spec.masked],
+        "gitlinks": [str(path) for path in spec.gitlinks],
+        "shares": [f"{share.path}:{'rw' if share.writable else 'ro'}" for share in spec.shares],
+        "walls": [spec.walls, spec.network_open, spec.git_writable],
+        "mount_type": spec.mount_type,
+        "args": list(spec.extra_args),
+        "owner": spec.owner.uid,
+    }
+
+
+_NAMES = {
+    "cpus": "its number of CPUs changed",
+    "memory": "its memory changed",
+    "disk": "its disk's size changed",
+    "worktree": "the worktree was moved",
+    "git": "the worktree's git folder was moved",
+    "masked": "another worktree was made inside this one",
+    "gitlinks": "the worktree has another submodule",
+    "shares": "its shares changed",
+    "walls": "its walls changed",
+    "mount_type": "its mount type changed",
+    "args": "its QEMU arguments changed",
+    "owner": "the worktree has another owner",
+}
+
+
+def what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first thing that a restart is needed for; "" where the VM is as asked."""
+    for key, name in _NAMES.items():
+        was, now = old.get(key), new[key]
+        if key in ("masked", "gitlinks"):
+            # One that is gone needs no restart; a new one is not walled off yet.
+            if set(now) - set(was or ()):
+                return name
+        elif was != now:
+            return f"{name}: {was} → {now}" if key in ("cpus", "memory", "disk") else name
+    return ""

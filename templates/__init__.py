@@ -1,0 +1,1 @@
+"""Files that are rendered or laid into the guest."""

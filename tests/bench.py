@@ -1,0 +1,145 @@
+"""How long whole commands take, each beside a yardstick of the same run.
+
+``python tests/bench.py [--runs N] [--rounds N] [--json FILE]``: medians of processes as a user
+starts them, on real VMs with four packages, a script, a seed and a health URL.  The golden image
+has to be there (it is built first, and not counted).  Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "integration"))
+
+from lab import FILES, Lab, Vm, add_worktree, make_repository
+
+from vmoat import paths
+
+PACKAGES = 'apt = ["tree", "file", "bc", "time"]'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; seconds."""
+
+    what: str
+    median: float
+    runs: int
+    limit: str
+    yardstick: str = ""
+
+
+def timed(call: Callable[[], object], runs: int) -> float:
+    """The median of some calls, in seconds."""
+    times = []
+    for _ in range(runs):
+        began = time.monotonic()
+        call()
+        times.append(time.monotonic() - began)
+    return statistics.median(times)
+
+
+def quiet(argv: Sequence[str | Path]) -> Callable[[], object]:
+    return lambda: subprocess.run(
+        list(map(str, argv)), check=True, stdin=subprocess.DEVNULL, capture_output=True
+    )
+
+
+def command(vm: Vm, *words: str) -> Callable[[], object]:
+    """A vmoat command that has to succeed."""
+
+    def call() -> None:
+        done = vm.cli(*words)
+        if done.returncode != 0:
+            raise SystemExit(f"vmoat {' '.join(words)}: exit {done.returncode}\n{done.stderr}")
+
+    return call
+
+
+def quick(vm: Vm, runs: int) -> list[Row]:
+    """What changes nothing, on a VM that is up."""
+    python = timed(quiet([sys.executable, "-c", "pass"]), max(runs, 10))
+    config = vm.runtime() / "ssh_config"
+    bare = timed(quiet(["ssh", "-F", config, "-T", "--", "vmoat", "true"]), runs)
+    of_python, of_ssh = f"python -c pass: {python:.3f}", f"bare ssh true: {bare:.3f}"
+    name = timed(command(vm, "name"), max(runs, 10))
+    return [
+        Row("name", name, max(runs, 10), f"<= {3 * python:.3f}", of_python),
+        Row("ssh true", timed(command(vm, "ssh", "true"), runs), runs,
+            f"<= {bare + 0.2:.3f}", of_ssh),
+        Row("status", timed(command(vm, "status"), runs), runs, "<= 0.6", of_ssh),
+        Row("plan", timed(command(vm, "plan"), runs), runs, "", of_ssh),
+        Row("no-op up", timed(command(vm, "up"), runs), runs, "<= 1.0", of_ssh),
+    ]  # fmt: skip
+
+
+SLOW = {
+    "first up (image there)": "<= 120",
+    "down": "",
+    "up after down": "<= 75",
+    "second worktree's first up": "",
+    "destroy": "",
+}
+
+
+def measure(lab: Lab, runs: int, rounds: int) -> list[Row]:
+    """Every figure; each round makes two VMs anew."""
+    files = {**FILES, "vmoat.toml": FILES["vmoat.toml"].replace('apt = ["tree"]', PACKAGES)}
+    main = make_repository(lab.folder / "bench", files)
+    times: dict[str, list[float]] = {name: [] for name in SLOW}
+    rows: list[Row] = []
+    for number in range(rounds):
+        vm, second = (
+            lab.vm(add_worktree(main, lab.folder / "wt" / name, name), main)
+            for name in (f"one{number}", f"two{number}")
+        )
+        steps = [(vm, "up"), (vm, "down"), (vm, "up"), (second, "up"), (second, "destroy", "-f")]
+        for name, (which, *words) in zip(SLOW, steps, strict=True):
+            times[name].append(timed(command(which, *words), 1))
+        if number == 0:
+            rows = quick(vm, runs)
+        times["destroy"].append(timed(command(vm, "destroy", "-f"), 1))
+    slow = [
+        Row(name, statistics.median(each), len(each), SLOW[name]) for name, each in times.items()
+    ]
+    return [*slow, *rows]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """For a person."""
+    lines = [f"{'':<28}{'seconds':>9}  {'runs':>4}  {'limit':<10} yardstick"]
+    lines += [
+        f"{r.what:<28}{r.median:>9.3f}  {r.runs:>4}  {r.limit:<10} {r.yardstick}" for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="of each quick command (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of two VMs made anew (3)")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    subprocess.run([sys.executable, "-P", "-m", "vmoat", "image", "build"], check=True)
+    with tempfile.TemporaryDirectory(prefix="vmoat-bench-") as folder:
+        lab = Lab(Path(folder), paths.images_dir())
+        try:
+            rows = measure(lab, options.runs, options.rounds)
+        finally:
+            lab.close()
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

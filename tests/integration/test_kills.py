@@ -1,0 +1,134 @@
+"""kill -9 of whatever runs: the next ``up`` goes on, and no finished stage runs again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from lab import Lab, Vm, alive, kill, wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.long]
+
+SETTINGS = {
+    "VMOAT_PROVISION_APT": "tree bc",
+    "VMOAT_PROVISION_SCRIPT": "mkdir -p build; cp /bin/busybox build/busybox; sh ./slow script",
+    "VMOAT_UP_COMMAND": "sh ./slow stack && docker compose up -d --build",
+}
+"""Stages that say in ``build/marks`` when they begin and end, and are slow while asked to be."""
+
+SLOW = """\
+echo begin $1 >>build/marks
+[ ! -e build/be-slow ] || sleep 6
+echo end $1 >>build/marks
+"""
+
+
+@pytest.fixture
+def slow(second: Vm) -> Vm:
+    (second.worktree / "slow").write_text(SLOW)
+    marks(second).unlink(missing_ok=True)
+    (second.worktree / "build" / "be-slow").touch()
+    second.env.update(SETTINGS)
+    return second
+
+
+def marks(vm: Vm) -> Path:
+    return vm.worktree / "build" / "marks"
+
+
+def said(vm: Vm, text: str) -> bool:
+    return marks(vm).exists() and text in marks(vm).read_text()
+
+
+def started(vm: Vm, stage: str, since: float) -> bool:
+    return stage in vm.ran(since)
+
+
+def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
+    """QEMU first; then the worker in the middle of vm, apt, script and stack."""
+    kill(slow.processes()["qemu"])
+    status = slow.status()
+    assert status["state"] == "broken"
+    assert any("QEMU ended" in reason for reason in status["reasons"])
+    began = time.time()
+    attempts = {}
+    for stage in ("vm", "apt", "script", "stack"):
+        since = time.time()
+        watcher = slow.start("up")
+        wait_until(lambda s=stage, t=since: started(slow, s, t), 240)
+        if stage == "vm":
+            wait_until(lambda: alive(slow.processes().get("qemu", 0)), 60)
+        elif stage == "apt":
+            wait_until(lambda: unit_runs(slow, "apt"), 60, 0)
+        else:
+            wait_until(lambda s=stage: said(slow, f"begin {s}"), 60)
+        kill(slow.worker(since))
+        _, story = watcher.communicate(timeout=30)
+        assert watcher.returncode == 5, story
+        assert "killed" in story
+        if stage != "vm":
+            attempts[stage] = attempt(slow, stage)
+    (slow.worktree / "build" / "be-slow").unlink()
+    slow.up()
+    assert marks(slow).read_text() == "begin script\nend script\nbegin stack\nend stack\n"
+    assert {stage: attempt(slow, stage) for stage in attempts} == attempts
+    # Each was begun, then joined once; none a third time.
+    runs = Counter(slow.ran(began))
+    assert max(runs[stage] for stage in ("vm", "apt", "script", "stack")) <= 2, runs
+    assert slow.ok("echo 6*7 | bc") == "42"
+    assert slow.plan() == {}
+
+
+def unit_runs(vm: Vm, stage: str) -> bool:
+    return vm.sh(f"systemctl is-active vmoat-{stage}.service")[1].strip() == "active"
+
+
+def attempt(vm: Vm, stage: str) -> str:
+    """Which attempt of a stage the guest knows."""
+    return vm.root_sh(f"cat /var/lib/vmoat/stages/{stage}/attempt")[1].strip()
+
+
+def test_everything_is_killed_at_once_and_the_host_restarts(lab: Lab, slow: Vm) -> None:
+    slow.up()
+    marks(slow).unlink(missing_ok=True)
+    since = time.time()
+    watcher = slow.start("up", "--force", "script")
+    wait_until(lambda: said(slow, "begin script"), 60)
+    kill(slow.worker(since), watcher.pid, *slow.masters(), *slow.processes().values())
+    watcher.communicate(timeout=10)
+    # What a restarted host looks like: an empty runtime folder, another boot id.
+    runtime = slow.runtime()
+    shutil.rmtree(runtime)
+    record = slow.folder / "driver.toml"
+    lines = record.read_text().splitlines()
+    record.write_text(
+        "\n".join('host_boot = "of another boot"' if line.startswith("host_boot") else line
+                  for line in lines) + "\n"
+    )  # fmt: skip
+    status = slow.status()
+    assert status["state"] == "broken"
+    assert "the host was restarted under it" in status["reasons"]
+    (slow.worktree / "build" / "be-slow").unlink()
+    again = time.time()
+    began = time.monotonic()
+    slow.up()
+    lab.figure("up after everything was killed", time.monotonic() - began, "")
+    assert {"vm", "script", "stack"} <= set(slow.ran(again))
+    assert "apt" not in slow.ran(again)
+    assert slow.status()["healthy"]
+    assert slow.plan() == {}
+
+
+def test_the_network_process_is_killed(slow: Vm) -> None:
+    """The guest is cut off: told, and repaired."""
+    (slow.worktree / "build" / "be-slow").unlink()
+    slow.up()
+    kill(slow.processes()["passt"])
+    status = slow.status()
+    assert status["state"] == "broken"
+    assert any("passt" in reason for reason in status["reasons"])
+    slow.up()
+    assert slow.status()["healthy"]

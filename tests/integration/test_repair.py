@@ -1,0 +1,131 @@
+"""Things break, or are broken by hand: ``status`` tells the truth, ``up`` repairs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from lab import Lab, Vm, alive, kill, wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.long]
+
+
+def test_the_containers_are_removed_inside(second: Vm) -> None:
+    second.ok("docker rm -f $(docker ps -aq)")
+    assert second.status()["healthy"] is False
+    assert "is gone" in second.plan()["stack"]
+    since = time.time()
+    second.up()
+    assert second.ran(since)[0] == "stack"
+    assert second.status()["healthy"]
+
+
+def test_dockerd_is_stopped_inside(second: Vm) -> None:
+    code, out = second.root_sh("systemctl stop docker.socket docker.service")
+    assert code == 0, out
+    status = second.status()
+    assert any("dockerd" in reason for reason in status["reasons"])
+    second.up()
+    status = second.status()
+    assert (status["healthy"], status["reasons"]) == (True, [])
+
+
+def test_the_guest_is_rebooted_from_inside(second: Vm) -> None:
+    before = second.ok("cat /proc/sys/kernel/random/boot_id")
+    second.root_sh("systemctl reboot", timeout=60)
+    since = time.time()
+    second.up()
+    assert second.ok("cat /proc/sys/kernel/random/boot_id") != before
+    assert "stack" in second.ran(since)
+    assert not {"apt", "script"} & set(second.ran(since))
+    assert second.status()["healthy"]
+    assert second.plan() == {}
+
+
+def test_down_and_up_again(lab: Lab, second: Vm) -> None:
+    second.ok("docker volume create keepsake")
+    began = time.monotonic()
+    assert second.cli("down").returncode == 0
+    lab.figure("down", time.monotonic() - began, "")
+    status = second.status()
+    assert (status["state"], status["reasons"]) == ("stopped", [])
+    assert second.living() == []
+    assert second.cli("down").returncode == 0  # once more: nothing to do
+    since = time.time()
+    began = time.monotonic()
+    second.up()
+    seconds = time.monotonic() - began
+    lab.figure("up after down", seconds, "≤ 75 s")
+    assert seconds < 240
+    assert second.ran(since) == ["vm", "stack", *second.ran(since)[2:]]
+    assert "keepsake" in second.ok("docker volume ls -q")
+
+
+def test_the_system_disk_is_truncated(second: Vm) -> None:
+    """It is made again; what was installed on it has to run again, and the plan says so."""
+    disk = second.disks / "system.qcow2"
+    kill(second.processes()["qemu"])
+    with open(disk, "r+b") as file:
+        file.truncate(disk.stat().st_size // 2)
+    status = second.status()
+    assert status["state"] == "broken"
+    assert any("system.qcow2" in reason for reason in status["reasons"])
+    story = second.up("vm")
+    assert "damaged" in story
+    plan = second.plan()
+    assert plan["apt"] == "a new disk"
+    assert {"script", "stack"} <= set(plan)
+
+
+def test_docker_s_disk_is_truncated(second: Vm) -> None:
+    """The user's volumes were on it: nothing is thrown away without a word."""
+    assert second.cli("down").returncode == 0
+    disk = second.disks / "data.qcow2"
+    whole = disk.read_bytes()
+    with open(disk, "r+b") as file:
+        file.truncate(len(whole) // 2)
+    assert second.status()["state"] == "broken"
+    story = second.up("vm", code=5)
+    assert "vmoat destroy" in story
+    disk.write_bytes(whole)
+    assert second.status()["state"] == "stopped"
+
+
+def test_the_disks_are_deleted_by_hand(second: Vm) -> None:
+    """... under a VM that runs: it must not go on with files that nobody can see any more."""
+    qemu = second.processes()["qemu"]
+    shutil.rmtree(second.disks)
+    assert second.status()["state"] == "broken"
+    second.up("vm")
+    assert not alive(qemu)
+    assert second.plan()["apt"] == "a new disk"
+    assert second.status()["state"] == "running"
+
+
+def test_destroy_leaves_no_byte(odd: Vm) -> None:
+    odd.up("vm")
+    name, folder, disks, runtime = odd.name, odd.folder, odd.disks, odd.runtime()
+    pids = [*odd.processes().values(), *odd.masters()]
+    assert all(alive(pid) for pid in pids)
+    refused = odd.cli("destroy")
+    assert (refused.returncode, "-f" in refused.stderr) == (2, True)
+    assert all(alive(pid) for pid in pids)
+    done = odd.cli("destroy", "-f")
+    assert done.returncode == 0, done.stderr
+    assert name in done.stderr
+    wait_until(lambda: not any(alive(pid) for pid in pids), 10)
+    assert [path for path in (folder, disks, runtime) if path.exists()] == []
+    assert leftovers(odd, name) == []
+    assert odd.cli("destroy", "-f").returncode == 0
+    assert odd.status()["state"] == "absent"
+
+
+def leftovers(vm: Vm, name: str) -> list[Path]:
+    """Files of a VM that still are somewhere below vmoat's folders, the git folder or /tmp."""
+    places = [vm.home.state, vm.home.data / "disks", vm.main / ".git"]
+    found = [path for place in places for path in place.rglob(f"*{name}*")]
+    found += list((vm.main / ".git").rglob("vmoat-id*"))
+    mine = [path for path in found if path.name != "vmoat-id" or name in path.read_text()]
+    return mine + list(Path("/tmp").glob(f"*{name}*"))

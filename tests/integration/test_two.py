@@ -1,0 +1,73 @@
+"""Two at once: worktrees that do not meet, and commands that join."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from lab import PAGE, SEED, Lab, Vm, at_once, wait_until
+
+pytestmark = pytest.mark.vm
+
+
+def test_two_worktrees_at_once(lab: Lab, golden: Vm, first_up: str, odd: Vm) -> None:
+    """The second one's folder has quotes, blanks and a ``$`` in its name."""
+    began = time.monotonic()
+    (golden.worktree / PAGE).write_text("the golden page\n")
+    with at_once(golden.up, odd.up) as answers:
+        pass
+    lab.figure("second worktree's first up (another at once)", time.monotonic() - began, "")
+    assert all("healthy" in story for story in answers)
+    assert golden.ok("curl -fsS localhost:8080") == "the golden page"
+    assert odd.ok("curl -fsS localhost:8080") == "first version"
+    assert (odd.worktree / "build" / "provisioned").read_text() == "provisioned\n"
+    assert (odd.worktree / SEED).exists()
+    assert golden.name != odd.name
+    assert odd.plan() == {}
+
+
+def test_worktrees_do_not_see_each_other(golden: Vm, second: Vm) -> None:
+    for mine, other in ((golden, second), (second, golden)):
+        assert mine.ok("pwd") == str(mine.worktree)
+        assert mine.cli("exec", "ls", str(other.worktree)).returncode != 0
+        mine.ok(f"docker volume create only-{mine.name}")
+        assert f"only-{mine.name}" not in other.ok("docker volume ls -q")
+        assert len(mine.ok("docker ps -q").splitlines()) == 1
+    assert golden.cli("tunnel").stdout != second.cli("tunnel").stdout
+    for vm in (golden, second):
+        vm.cli("untunnel")
+
+
+def test_two_ups_at_once_in_one_worktree(second: Vm) -> None:
+    """One works, one joins; a shell that dies under `up` loses nothing."""
+    marks = second.worktree / "build" / "marks"
+    marks.unlink(missing_ok=True)
+    env = {"VMOAT_PROVISION_SCRIPT": "echo begin >>build/marks; sleep 5; echo end >>build/marks"}
+    since = time.time()
+    first = second.start("up", "script", env=env, start_new_session=True)
+    wait_until(marks.exists, 60)
+    others = [second.start("up", "script", env=env) for _ in range(2)]
+    time.sleep(1)
+    os.killpg(first.pid, signal.SIGHUP)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate(timeout=20)
+    codes = []
+    for other in others:
+        _, story = other.communicate(timeout=90)
+        assert "joining" in story
+        codes.append(other.returncode)
+    assert codes == [0, 0]
+    assert marks.read_text() == "begin\nend\n"
+    assert second.ran(since) == ["script"]
+    second.up()
+
+
+def test_who_joins_gets_the_same_exit_code(second: Vm) -> None:
+    env = {"VMOAT_PROVISION_SCRIPT": "sleep 3; exit 5"}
+    processes = [second.start("up", "script", env=env) for _ in range(3)]
+    told = [process.communicate(timeout=90)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1, 1], told
+    assert all("exit code 5" in text for text in told)
+    second.up("script")

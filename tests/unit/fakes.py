@@ -1,0 +1,301 @@
+"""A machine without virtual machines: a driver and a guest that are files and small processes.
+
+They behave as the real ones do: a VM, its disk and its units outlive the process that started
+them, an attempt that runs is joined, the result of one that ended is kept.  The whole command
+line runs on them, the detached worker included:
+
+    python fakes.py up --detach          as `vmoat up --detach`
+    python fakes.py --worker '{...}'     the worker that it starts
+
+Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interferes:
+
+- ``ran``         one line for each unit or driver call that did something
+- ``slow``        seconds that a unit takes
+- ``fail-STAGE``  the exit code that the stage's command ends with
+- ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
+- ``containers``, ``health``  what the guest says of itself
+- ``cold``        the health URL answers once it is waited for, and not before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vmoat import context, drivers, paths, watch
+from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
+from vmoat.errors import Code, VmoatError
+from vmoat.facts import Container, Facts
+from vmoat.proc import Result
+from vmoat.stage import Stage
+from vmoat.state import StageStore
+
+STARTED: list[Any] = []
+
+
+def place(name: str) -> Path:
+    """The folder that stands for the VM's machine."""
+    folder = paths.data_home() / "fake" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def note(folder: Path, line: str) -> None:
+    """Write down that something was done."""
+    with open(folder / "ran", "a") as file:
+        file.write(line + "\n")
+
+
+def text(file: Path, default: str = "") -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return default
+
+
+def die_at(folder: Path, stage: str, point: str) -> None:
+    """kill -9 of this process where the test wants it, once."""
+    if text(folder / "die") == f"{stage} {point}":
+        (folder / "die").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FakeDriver:
+    """See the module."""
+
+    name = "fake"
+    features = Features(golden_image=True)
+
+    def check(self, *, walls: bool = True) -> None: ...
+
+    def image_digest(self, spec: VmSpec) -> str:
+        return "image1"
+
+    def image_ready(self, spec: VmSpec) -> bool:
+        return (place("images") / "image1").exists()
+
+    def build_image(self, spec: VmSpec, say: Any) -> None:
+        if not self.image_ready(spec):
+            die_at(place(spec.name), "image", "middle")
+            note(place(spec.name), "image")
+            (place("images") / "image1").touch()
+
+    def create(self, spec: VmSpec, say: Any) -> None:
+        here = place(spec.name)
+        if not (here / "disk").exists():
+            note(here, "create")
+            (here / "disk").write_text(secrets.token_hex(4))
+        die_at(here, "vm", "middle")
+
+    def start(self, spec: VmSpec, say: Any) -> None:
+        here = place(spec.name)
+        if text(here / "boot"):
+            return
+        note(here, "boot")
+        (here / "boot").write_text(secrets.token_hex(4))
+
+    def refresh(self, spec: VmSpec) -> str:
+        return ""
+
+    def stop(self, name: str, *, timeout: float = 60) -> None:
+        if text(place(name) / "boot"):
+            note(place(name), "stop")
+            (place(name) / "boot").unlink()
+
+    def delete(self, name: str) -> None:
+        import shutil
+
+        shutil.rmtree(place(name))
+
+    def status(self, name: str) -> VmStatus:
+        folder = paths.data_home() / "fake" / name
+        disk, boot = text(folder / "disk"), text(folder / "boot")
+        state = "absent" if not disk else "running" if boot else "stopped"
+        return VmStatus(state, accel="tcg", boot=boot, disk=disk)
+
+    def console_log(self, name: str) -> Path:
+        return paths.data_home() / "fake" / name / "console"
+
+    def weight(self, name: str) -> int:
+        return 4096
+
+    def ssh_endpoint(self, name: str) -> SshEndpoint:
+        return SshEndpoint("127.0.0.1", 1, "me", Path("/nokey"), Path("/noknown"))
+
+
+class FakeGuest:
+    """See the module."""
+
+    def __init__(self, ctx: context.Context) -> None:
+        self.folder = place(ctx.instance.name)
+        self.worktree = ctx.worktree.path
+
+    def connect(self, timeout: float = 60) -> None: ...
+
+    def connected(self) -> bool:
+        return bool(text(self.folder / "boot"))
+
+    def close(self) -> None: ...
+
+    def ssh_config_block(self, alias: str) -> str:
+        return f"Host {alias}\n"
+
+    def facts(self, probe: Any, *, timeout: float = 20) -> Facts:
+        note(self.folder.parent, "facts")
+        listed = json.loads(text(self.folder / "containers", "[]"))
+        health = text(self.folder / "health", "200")
+        if (self.folder / "cold").exists() and "begin health" not in text(self.folder / "ran"):
+            health = "503"
+        return Facts(
+            boot=text(self.folder / "boot"),
+            boot_id="kernel",
+            docker=not (self.folder / "no-docker").exists(),
+            containers=tuple(container(**entry) for entry in listed),
+            units={"stack": text(self.folder / "stack-unit", "gone")},
+            health_code=int(health) if probe.health_url else None,
+            listening=frozenset({22, 5000}),
+        )
+
+    def run(self, script: str, **options: Any) -> Result:
+        note(self.folder, f"run {script.split()[0]}")
+        return Result(("ssh",), 0, "", "")
+
+    def stage(
+        self, name: str, command: str, *, attempt: str, root: bool = False, on_line: Any = None,
+        timeout: float | None = None, cwd: Any = None, env: Any = None,
+    ) -> int:  # fmt: skip
+        unit = self.folder / f"unit-{name}"
+        if text(unit / "attempt") != attempt:
+            self._launch(unit, name, command, attempt)
+        else:
+            note(self.folder, f"join {name}")
+        die_at(self.folder, name, "middle")
+        while not text(unit / "rc"):
+            if (unit / "stopped").exists():
+                raise VmoatError(f"`{name}` was stopped", code=Code.VM)
+            time.sleep(0.02)
+        for line in text(unit / "log").splitlines():
+            on_line(line)
+        return int(text(unit / "rc"))
+
+    def _launch(self, unit: Path, name: str, command: str, attempt: str) -> None:
+        import shutil
+
+        shutil.rmtree(unit, ignore_errors=True)
+        unit.mkdir(parents=True)
+        rc = text(self.folder / f"fail-{name}", "0")
+        slow = text(self.folder / "slow", "0")
+        if name == "apt":
+            command = "echo installing"
+        line = (
+            f"sleep {slow}; cd {shlex.quote(str(self.worktree))} && ({command}) >{unit}/log 2>&1;"
+            f" rc=$?; [ {rc} = 0 ] || rc={rc}; echo {name} >>{self.folder}/ended; "
+            f"echo $rc >{unit}/rc.new; mv {unit}/rc.new {unit}/rc"
+        )
+        note(self.folder, name)
+        process = subprocess.Popen(
+            ["setsid", "sh", "-c", line], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        STARTED.append(process)  # nobody waits for it here
+        (unit / "pid").write_text(str(process.pid))
+        (unit / "attempt").write_text(attempt)
+
+    def stop_stage(self, name: str) -> None:
+        unit = self.folder / f"unit-{name}"
+        note(self.folder, f"stopped {name}")
+        (unit / "stopped").touch()
+        with contextlib.suppress(OSError, ValueError):
+            os.killpg(int(text(unit / "pid")), signal.SIGKILL)
+
+    def service(self, name: str, command: str, **options: Any) -> None:
+        note(self.folder, f"service {name}")
+        (self.folder / "stack-unit").write_text("active")
+
+    def exec(self, words: Any, *, tty: bool = False, **options: Any) -> int:
+        line = words[0] if len(words) == 1 else shlex.join(words)
+        return subprocess.run(["sh", "-c", line], cwd=self.worktree).returncode
+
+    # forwards: host port -> guest port
+
+    def forwards(self) -> dict[int, int]:
+        return {int(k): v for k, v in json.loads(text(self.folder / "forwards", "{}")).items()}
+
+    def forward(self, guest: int, host: int) -> None:
+        self._write({**self.forwards(), host: guest})
+
+    def cancel(self, guest: int, host: int) -> None:
+        self._write({h: g for h, g in self.forwards().items() if h != host})
+
+    def _write(self, table: dict[int, int]) -> None:
+        (self.folder / "forwards").write_text(json.dumps(table))
+
+
+def container(name: str = "web", **more: Any) -> Container:
+    """A container that runs, but for what is said otherwise."""
+    plain = Container(
+        id=f"id-{name}", name=name, project="p", service=name, image="i", state="running",
+        exit_code=None, health="", oneoff=False, created=1, ports=(),
+    )  # fmt: skip
+    if "ports" in more:
+        more["ports"] = tuple((a, b) for a, b in more["ports"])
+    return replace(plain, **more)
+
+
+def _dying_run(self: Stage, ctx: context.Context) -> Any:
+    here = place(ctx.instance.name)
+    note(here, f"begin {self.name}")
+    die_at(here, self.name, "start")
+    values = _RUN(self, ctx)
+    die_at(here, self.name, "end")
+    return values
+
+
+_RUN = Stage.run
+
+
+def _dying_save(self: Any, stage: str, values: Any) -> None:
+    _SAVE(self, stage, values)
+    die_at(place(self.file.parent.name), stage, "saved")
+
+
+_SAVE = StageStore.save
+
+
+def install(patch: Any = setattr) -> None:
+    """Put the fakes in; ``patch`` may be a pytest monkeypatch's ``setattr``."""
+    patch(drivers, "load", lambda name: FakeDriver())
+    patch(context, "open_guest", FakeGuest)
+    patch(Stage, "run", _dying_run)
+    patch(StageStore, "save", _dying_save)
+    patch(
+        watch,
+        "worker_argv",
+        lambda request: [sys.executable, __file__, "--worker", request.dumps()],
+    )
+
+
+def main() -> int:
+    """`vmoat …`, or the worker, on this machine without VMs."""
+    install()
+    if sys.argv[1:2] == ["--worker"]:
+        from vmoat import worker
+
+        return worker.main(sys.argv[2:])
+    from vmoat.cli import main as command_line
+
+    return command_line()
+
+
+if __name__ == "__main__":
+    os._exit((lambda code: (sys.stdout.flush(), sys.stderr.flush(), code)[2])(main()))

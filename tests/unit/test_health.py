@@ -1,0 +1,77 @@
+"""Well, not yet, or never: what the guest says of the stack, judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import World
+from fakes import container
+
+from vmoat import health, tunnels
+from vmoat.errors import VmoatError
+from vmoat.facts import Facts
+
+URL = "http://localhost/"
+
+
+@pytest.mark.parametrize(
+    ("facts", "url", "healthy", "reason"),
+    [
+        ({}, "", True, ""),
+        ({"docker": False}, "", False, "dockerd does not answer"),
+        ({"docker": False, "units": {"stack": "active"}}, "", True, ""),
+        ({"units": {"stack": "exited 3"}}, "", False, "exit code 3"),
+        ({"health_code": 204}, URL, True, ""),
+        ({"health_code": 503}, URL, False, "answers 503"),
+        ({"health_code": 302}, URL, False, "answers 302"),
+        ({"health_code": 0}, URL, False, "does not answer"),
+        ({"containers": (container(state="exited", exit_code=0),)}, "", True, ""),
+        ({"containers": (container(state="exited", exit_code=2),)}, "", False, "exit code 2"),
+        ({"containers": (container(state="exited", exit_code=2, oneoff=True),)}, "", True, ""),
+        ({"containers": (container(state="restarting", restarts=9),)}, "", False, "keeps"),
+        ({"containers": (container(state="restarting", restarts=1),)}, "", False, "restarting"),
+        ({"containers": (container(health="starting"),)}, "", False, "is starting"),
+        ({"containers": (container(health="healthy"),)}, "", True, ""),
+    ],
+)
+def test_verdicts(facts: dict[str, Any], url: str, healthy: bool, reason: str) -> None:
+    verdict = health.judge_facts(Facts(**{"docker": True, **facts}), url)
+    assert verdict.healthy == healthy
+    assert reason in verdict.reason
+
+
+def test_a_url_that_never_answers_is_6_after_its_limit(world: World) -> None:
+    world.context()
+    world.set("health", "0")
+    (world.tree / "vmoat.toml").write_text(
+        (world.tree / "vmoat.toml").read_text().replace("timeout = 5", "timeout = 1")
+    )
+    done = world.vmoat("up", code=6)
+    assert "http://localhost:8080/ does not answer" in done.stderr
+
+
+def test_a_container_that_crashed_is_1_at_once(world: World) -> None:
+    world.context()
+    world.set("cold", "")
+    world.set("containers", '[{"name": "db", "state": "exited", "exit_code": 3}]')
+    done = world.vmoat("up", code=1)
+    assert "db ended with exit code 3" in done.stderr
+    assert "vmoat logs db" in done.stderr
+
+
+def test_a_remembered_port_and_one_in_use(world: World) -> None:
+    import socket
+
+    world.work()
+    ctx = world.context()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(VmoatError, match="in use"):
+            tunnels.ensure(ctx, [(80, port)])
+        (first,) = tunnels.ensure(ctx, [(port, 0)])
+        assert first.host in tunnels.SPARE
+    tunnels.close(ctx)
+    assert tunnels.ensure(ctx, [(port, 0)]) == [first], "the same one next time"

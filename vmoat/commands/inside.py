@@ -1,0 +1,86 @@
+"""test, exec, ssh, ssh-config: commands inside the VM, with their own exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from vmoat.commands import context
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+from vmoat.output import Output
+
+
+def test(args: argparse.Namespace, out: Output) -> int:
+    """CMD_TEST with the words appended, each quoted; brings up what is not up."""
+    ctx = context(args)
+    command = ctx.settings.test_command
+    if not command:
+        raise VmoatError(
+            "no test command is set",
+            hint='set [test] command = "…" in vmoat.toml (CMD_TEST in vmoat.conf)',
+            code=Code.CONFIG,
+        )
+    if args.no_up:
+        _require_up(ctx)
+    else:
+        from vmoat.commands.lifecycle import bring_up, warn
+
+        warn(ctx, out)
+        bring_up(ctx, [], args, out)
+    ctx.refresh_guest()
+    line = " ".join([command, *map(shlex.quote, args.rest)])
+    return ctx.guest.exec([line], tty=_terminal())
+
+
+def _require_up(ctx: Context) -> None:
+    from vmoat import graph
+
+    steps = [step for step in graph.plan(ctx) if step.reason]
+    if steps:
+        raise VmoatError(
+            f"the stack is not up: {steps[0].name}: {steps[0].reason}",
+            hint="`vmoat up` brings it up; without --no-up `test` does",
+            code=Code.VM,
+        )
+
+
+def _terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def execute(args: argparse.Namespace, out: Output) -> int:
+    """A command without a terminal."""
+    if not args.rest:
+        raise VmoatError(
+            "`exec` wants a command", hint="`vmoat ssh` opens a shell", code=Code.USAGE
+        )
+    return _running(args).guest.exec(args.rest, tty=False)
+
+
+def ssh(args: argparse.Namespace, out: Output) -> int:
+    """A shell, or a command on a terminal where there is one."""
+    return _running(args).guest.exec(args.rest, tty=_terminal())
+
+
+def _running(args: argparse.Namespace) -> Context:
+    ctx = context(args)
+    if ctx.status.state != "running":
+        reasons = f" ({'; '.join(ctx.status.reasons)})" if ctx.status.reasons else ""
+        raise VmoatError(
+            f"the VM {ctx.instance.name} is {ctx.status.state}{reasons}",
+            hint="`vmoat up` starts it",
+            code=Code.VM,
+        )
+    ctx.refresh_guest()
+    return ctx
+
+
+def ssh_config(args: argparse.Namespace, out: Output) -> int:
+    """The block for other ssh clients; the host is called as the VM."""
+    ctx = context(args)
+    if ctx.status.state == "running":
+        ctx.guest.connect(30)
+    out.answer(ctx.guest.ssh_config_block(ctx.instance.name).rstrip("\n"))
+    return int(Code.OK)

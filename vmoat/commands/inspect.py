@@ -1,0 +1,225 @@
+"""name, status, logs: what is there, what is true, what was said."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmoat.commands import context, start
+from vmoat.errors import Code, VmoatError
+from vmoat.output import Output
+
+if TYPE_CHECKING:
+    from vmoat.context import Context
+
+
+def name(args: argparse.Namespace, out: Output) -> int:
+    """The VM's name and nothing else.  From two small files where it was claimed before."""
+    from vmoat import instance, worktree
+
+    tree = worktree.find(start(args))
+    if args.branch:
+        tree = worktree.find_branch(tree, args.branch)
+    known = instance.known(tree)
+    out.answer(known.name if known else context(args, tolerant=True).instance.name)
+    return int(Code.OK)
+
+
+def status(args: argparse.Namespace, out: Output) -> int:
+    """What is true now: the VM from its processes, the rest in one question to the guest."""
+    ctx = context(args, claim=False, tolerant=True)
+    for warning in ctx.settings.warnings:
+        out.warn(warning)
+    report = status_report(ctx)
+    if args.json:
+        out.json(report)
+        return int(Code.OK)
+    for label, value in _rows(report):
+        out.answer(f"{label:<10} {value}")
+    for reason in report["reasons"]:
+        out.say(f"{report['state']}: {reason}")
+    if report["state"] not in ("running", "absent", "stopped"):
+        out.say("→ `vmoat up` repairs it")
+    return int(Code.OK)
+
+
+def status_report(ctx: Context) -> dict[str, Any]:
+    """Everything that ``status --json`` prints."""
+    from vmoat import health, tunnels, watch
+
+    ctx.wants_space = True
+    facts = ctx.facts()
+    vm = ctx.status
+    state, reasons = vm.state, list(vm.reasons)
+    if state == "running" and facts is None:
+        state, reasons = "broken", [*reasons, "the guest does not answer ssh"]
+    elif facts and not facts.docker:
+        reasons.append("dockerd does not answer in the guest")
+    log = watch.active(ctx)
+    if log is not None and state in ("absent", "stopped", "broken"):
+        state = "starting"
+    report: dict[str, Any] = {
+        "name": ctx.instance.name,
+        "worktree": str(ctx.worktree.path),
+        "branch": ctx.worktree.branch(),
+        "driver": ctx.driver.name,
+        "state": state,
+        "reasons": reasons,
+        "accel": vm.accel,
+        "working": log is not None,
+        "disk_bytes": ctx.driver.weight(ctx.instance.name) if ctx.instance.claimed else 0,
+        "healthy": None,
+        "health": "",
+        "containers": [],
+        "tunnels": [],
+        "guest": {},
+    }
+    if facts:
+        verdict = health.judge(ctx)
+        report["healthy"], report["health"] = verdict.healthy, verdict.reason
+        report["containers"] = [
+            {"name": c.name, "service": c.service, "state": c.state, "exit_code": c.exit_code,
+             "health": c.health, "restarts": c.restarts} for c in facts.containers
+        ]  # fmt: skip
+        report["tunnels"] = [
+            {"url": t.url, "guest": t.guest, "host": t.host, "service": t.service}
+            for t in tunnels.open_tunnels(ctx)
+        ]
+        report["guest"] = {
+            mount: {"bytes": total, "free": free} for mount, (total, free) in facts.space.items()
+        }
+    return report
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    accel = {"kvm": " (KVM)", "tcg": " (software emulation)"}.get(report["accel"], "")
+    rows = [
+        ("name", report["name"]),
+        ("worktree", f"{report['worktree']}  {report['branch']}".rstrip()),
+        ("state", report["state"] + accel + (", working" if report["working"] else "")),
+    ]
+    if report["healthy"] is not None:
+        rows.append(("health", "healthy" if report["healthy"] else report["health"]))
+    for entry in report["containers"]:
+        state = entry["state"]
+        if state == "exited":
+            state += f" {entry['exit_code']}"
+        note = f", {entry['health']}" if entry["health"] else ""
+        rows.append(("container", f"{entry['name']}: {state}{note}"))
+    rows += [
+        ("tunnel", f"{t['url']} → {t['service'] or 'port'} {t['guest']}") for t in report["tunnels"]
+    ]
+    rows.append(("disk", f"{gib(report['disk_bytes'])} on the host"))
+    for mount, space in report["guest"].items():
+        rows.append((
+            "guest", f"{mount}: {gib(space['free'])} free of {gib(space['bytes'])}",
+        ))  # fmt: skip
+    return rows
+
+
+def gib(count: int) -> str:
+    """Bytes for a person."""
+    if count < 2**30:
+        return f"{count / 2**20:.0f} MiB"
+    return f"{count / 2**30:.1f} GiB"
+
+
+def logs(args: argparse.Namespace, out: Output) -> int:
+    """The stack's logs, a stage's, the console's, or all of it in a folder."""
+    ctx = context(args, claim=False, tolerant=True)
+    if args.tail is not None and args.tail < 0:
+        raise VmoatError("--tail wants a number of lines, 0 or more", code=Code.USAGE)
+    if args.bundle:
+        from vmoat.bundle import write
+
+        out.answer(str(write(ctx, Path(args.bundle))))
+        return int(Code.OK)
+    if args.console:
+        return _console(ctx, args, out)
+    if args.stage:
+        return _stage_log(ctx, args)
+    return ctx.guest.exec([_stack_line(ctx, args)])
+
+
+def _console(ctx: Context, args: argparse.Namespace, out: Output) -> int:
+    from vmoat.output import printable
+
+    file = ctx.driver.console_log(ctx.instance.name)
+    if not file.is_file():
+        raise VmoatError(
+            "this VM has no console log yet", hint="`vmoat up` starts it", code=Code.VM
+        )
+    if args.follow:
+        from vmoat import proc
+
+        lines = str(10 if args.tail is None else args.tail)
+        follower = proc.spawn(
+            ["tail", "-n", lines, "-F", file], stdout=out.stdout.buffer, detach=False,
+            stderr=sys.stderr.buffer,
+        )  # fmt: skip
+        return follower.wait()
+    rows = file.read_text(errors="replace").splitlines()
+    for line in rows[-args.tail or len(rows) :] if args.tail is not None else rows:
+        out.answer(printable(line))
+    return int(Code.OK)
+
+
+def _stage_log(ctx: Context, args: argparse.Namespace) -> int:
+    from vmoat import graph
+    from vmoat.stages import log_path
+
+    stages = graph.stages_of(ctx)
+    if args.stage not in stages:
+        raise graph.unknown_stage(args.stage, stages)
+    path = shlex.quote(log_path(args.stage))
+    lines = f"-n {args.tail}" if args.tail is not None else "-n +1"
+    follow = " -F" if args.follow else ""
+    missing = shlex.quote(f"no output of the stage {args.stage} is kept in this VM")
+    there = f"[ -e {path} ] || {{ echo {missing} >&2; exit 1; }}"
+    return ctx.guest.exec([f"{there}; exec sudo tail {lines}{follow} {path}"])
+
+
+def _stack_line(ctx: Context, args: argparse.Namespace) -> str:
+    """The guest's shell line that prints the logs of the containers, or of a service unit."""
+    facts = ctx.facts()
+    if facts is None:
+        raise VmoatError(
+            f"the VM {ctx.instance.name} does not answer",
+            hint="`vmoat up` starts it; `vmoat logs --console` shows its console",
+            code=Code.VM,
+        )
+    chosen = [
+        c for c in facts.containers if not args.service or args.service in (c.service, c.name)
+    ]
+    if not chosen and args.service:
+        known = sorted({c.service or c.name for c in facts.containers})
+        raise VmoatError(
+            f"there is no service `{args.service}`",
+            hint="the services are: " + (", ".join(known) or "none"),
+            code=Code.USAGE,
+        )
+    options = (["-f"] if args.follow else []) + (
+        ["--tail", str(args.tail)] if args.tail is not None else []
+    )
+    if not chosen:
+        from vmoat.stages import log_path
+
+        count = "+1" if args.tail is None else str(args.tail)
+        return f"exec sudo tail {'-F ' if args.follow else ''}-n {count} {log_path('stack')}"
+    if len(chosen) == 1:
+        return shlex.join(["docker", "logs", *options, chosen[0].id]) + " 2>&1"
+    rows = []
+    for container in chosen:
+        label = container.service or container.name
+        call = shlex.join(["docker", "logs", *options, container.id])
+        prefix = f"sed -u {shlex.quote(f's/^/{sed_safe(label)} | /')}"
+        rows.append(f"{call} 2>&1 | {prefix}{' &' if args.follow else ''}")
+    return "\n".join(rows) + ("\nwait" if args.follow else "")
+
+
+def sed_safe(text: str) -> str:
+    """A label that means itself in sed's replacement."""
+    return "".join(f"\\{c}" if c in "\\/&" else c for c in text)

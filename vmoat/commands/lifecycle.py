@@ -1,0 +1,303 @@
+"""up, plan, wait, provision, down, destroy: what changes a VM and its stages."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+
+from vmoat import drivers, graph, instance, paths, tunnels, view, watch
+from vmoat.commands import context
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+from vmoat.lifecycle import stack_command, stop_stack
+from vmoat.output import Output
+from vmoat.state import VmLock, require_lock
+
+MAX_RUNS = 5
+"""A run may find that inputs changed while it joined another; it does not chase them for ever."""
+
+FORCED = ("apt", "script", "seed", "stack")
+"""``--force`` alone: everything that is done inside the VM, not the VM itself."""
+
+
+def up(args: argparse.Namespace, out: Output) -> int:
+    """Bring the stack up: ask what is to be done, have a worker do it, watch."""
+    ctx = context(args)
+    warn(ctx, out)
+    targets = list(args.stages)
+    if args.force:  # a stage that is forced is wanted
+        targets = [*(targets or graph.default_targets(ctx)), args.force]
+    run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
+    if not args.detach and not args.stages and not args.json:
+        closing_words(ctx, out)
+    return run
+
+
+def forced(ctx: Context, force: str | None) -> list[str]:
+    """The stages that ``--force`` names."""
+    if force is None:
+        return []
+    stages = graph.stages_of(ctx)
+    if not force:
+        return [*FORCED, *(entry.name for entry in ctx.settings.stages)]
+    if force not in stages:
+        raise graph.unknown_stage(force, stages)
+    return [force]
+
+
+def bring_up(
+    ctx: Context,
+    targets: list[str],
+    args: argparse.Namespace,
+    out: Output,
+    *,
+    force: list[str] | None = None,
+) -> int:
+    """Run the graph up to ``targets``: skip what holds, join who works, else start a worker."""
+    detach = getattr(args, "detach", False)
+    timeout = getattr(args, "timeout", None)
+    as_json = getattr(args, "json", False)
+    ctx.forced = frozenset(force or ())
+    for _ in range(MAX_RUNS):
+        seen = watch.last_run(ctx)
+        log = watch.active(ctx)
+        joined = log is not None
+        if log is None:
+            steps = graph.plan(ctx, targets)
+            if graph.nothing_to_do(steps):
+                _up_to_date(ctx, out, as_json=as_json)
+                return int(Code.OK)
+            # Where nothing is to be done, nothing can be missing: a no-op `up` does not look.
+            ctx.driver.check(walls=ctx.settings.walls)
+            log = watch.start(ctx, targets, sorted(ctx.forced), {}, args.verbose, seen)
+        if log is None:
+            log, joined = watch.newer(ctx, seen), True
+        if log is None:
+            continue
+        if joined and not as_json:
+            out.say(f"{ctx.instance.name}: joining the work that goes on")
+        if detach:
+            out.say(f"{ctx.instance.name}: working in the background; `vmoat wait` follows it")
+            return int(Code.OK)
+        watch.follow(ctx, log, view.make(out, as_json=as_json), timeout=timeout)
+        ctx.forget_facts()
+        if not joined:
+            return int(Code.OK)
+        # Who joined may have asked for more, or have changed a file since: look again.
+        ctx.store.reload()
+        ctx.forced -= watch.forced_in(log)
+    return int(Code.OK)
+
+
+def _up_to_date(ctx: Context, out: Output, *, as_json: bool) -> None:
+    if as_json:
+        out.answer('{"event": "run_end", "code": 0, "message": "up to date, nothing to do"}')
+    else:
+        out.say(f"{ctx.instance.name}: up to date, nothing to do")
+
+
+def warn(ctx: Context, out: Output) -> None:
+    for text in ctx.settings.warnings:
+        out.warn(text)
+
+
+def closing_words(ctx: Context, out: Output) -> None:
+    """What a person wants next: the URLs that are open, and the commands to go on with."""
+    alive = tunnels.open_tunnels(ctx)
+    for tunnel in alive:
+        out.say(f"{tunnel.url} → {tunnel.service or 'port'} {tunnel.guest}")
+    nexts = [] if alive else ["`vmoat tunnel` brings its ports to localhost"]
+    if ctx.settings.test_command:
+        nexts.append("`vmoat test` runs the tests")
+    nexts.append("`vmoat ssh` is a shell inside")
+    out.say(f"{ctx.instance.name} is healthy: " + ", ".join(nexts))
+
+
+def provision(args: argparse.Namespace, out: Output) -> int:
+    """The VM, apt, script and seed."""
+    ctx = context(args)
+    warn(ctx, out)
+    return bring_up(ctx, ["apt", "script", "seed"], args, out)
+
+
+def plan(args: argparse.Namespace, out: Output) -> int:
+    """Each stage, whether it would run, and the one reason why."""
+    ctx = context(args, claim=False)
+    steps = graph.plan(ctx, args.stages)
+    if args.json:
+        out.json(
+            {
+                "name": ctx.instance.name,
+                "stages": [
+                    {"stage": s.name, "runs": bool(s.reason), "reason": s.reason or "up to date"}
+                    for s in steps
+                ],
+            }
+        )
+        return int(Code.OK)
+    width = max(len(step.name) for step in steps)
+    for step in steps:
+        mark, why = ("run ", step.reason) if step.reason else ("skip", _holds(step))
+        out.answer(f"{step.name:<{width}}  {mark}  {why}")
+    for note in notes(ctx):
+        out.say(note)
+    return int(Code.OK)
+
+
+def _holds(step: graph.Step) -> str:
+    return "checked just now" if step.always else "up to date"
+
+
+def notes(ctx: Context) -> list[str]:
+    """What a plan should say besides: a detected command, a seed that differs from main's."""
+    from vmoat.seeds import differs, seeds
+
+    found = []
+    with contextlib.suppress(VmoatError):
+        command = stack_command(ctx)
+        found.append(f"CMD_UP is {command.command!r} ({command.source})")
+    for seed in seeds(ctx):
+        if seed.state == "there" and differs(seed):
+            found.append(f"the seed {seed.path} differs from the main checkout's (left as it is)")
+    return found
+
+
+def wait(args: argparse.Namespace, out: Output) -> int:
+    """Follow the work that goes on, or tell how the last ended."""
+    ctx = context(args, claim=False, tolerant=True)
+    log = watch.active(ctx)
+    if log is None:
+        return _how_it_ended(ctx, out, as_json=args.json)
+    watch.follow(ctx, log, view.make(out, as_json=args.json), timeout=args.timeout)
+    return int(Code.OK)
+
+
+def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
+    from vmoat.state import current_run
+
+    log = current_run(ctx.instance.folder)
+    if log is None:
+        out.say(f"{ctx.instance.name}: nothing was ever started; `vmoat up` does")
+        return int(Code.OK)
+    ends = [event for event in log.events() if event["event"] == "run_end"]
+    if not ends:
+        raise watch.died(log)
+    end = ends[-1]
+    if as_json:
+        view.JsonView(out).show(end)
+    if end["code"] != Code.OK:
+        raise VmoatError(
+            end["message"], hint=end["hint"], code=end["code"], details=tuple(end["details"])
+        )
+    if not as_json:
+        out.say(f"{ctx.instance.name}: nothing goes on; the last run ended well")
+    return int(Code.OK)
+
+
+def down(args: argparse.Namespace, out: Output) -> int:
+    """CMD_DOWN, power off; the disks stay."""
+    ctx = context(args, claim=False, tolerant=True)
+    warn(ctx, out)
+    if ctx.status.state in ("absent", "stopped"):
+        out.say(f"{ctx.instance.name}: not running")
+        return int(Code.OK)
+    lock = require_lock(ctx.instance.folder, "`down`")
+    try:
+        shut_down(ctx, out)
+    finally:
+        lock.free()
+    out.say(f"{ctx.instance.name}: stopped; its disks stay, `vmoat up` starts it again")
+    return int(Code.OK)
+
+
+def shut_down(ctx: Context, out: Output) -> None:
+    """Stop the stack, close the master, stop the VM; raises VM where it cannot be stopped."""
+    try:
+        stop_stack(ctx)
+    except VmoatError as error:
+        out.warn(f"the stack did not stop by itself: {error.message}")
+    with contextlib.suppress(VmoatError):
+        ctx.guest.close()
+    ctx.driver.stop(ctx.instance.name)
+    ctx.forget_facts()
+
+
+def destroy(args: argparse.Namespace, out: Output) -> int:
+    """Remove the VM, its disks, its state; no byte stays."""
+    if args.name:
+        return _destroy_by_name(args, out)
+    ctx = context(args, claim=False, tolerant=True)
+    if not ctx.instance.claimed:
+        out.say(f"{ctx.instance.name}: there is no VM")
+        return int(Code.OK)
+    volumes = _volumes(ctx)
+    _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), volumes)
+    _cancel_worker(ctx.instance)
+    lock = require_lock(ctx.instance.folder, "`destroy`", wait=10)
+    try:
+        with contextlib.suppress(VmoatError):
+            ctx.guest.close()
+        _remove(ctx.driver.name, ctx.instance)
+    finally:
+        lock.free()
+    out.say(f"{ctx.instance.name}: removed")
+    return int(Code.OK)
+
+
+def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
+    owner = instance.read_owner(args.name) if args.name == instance.sanitise(args.name) else None
+    if owner is None:
+        known = sorted(folder.name for folder in paths.vms_dir().glob("[!.]*"))
+        raise VmoatError(
+            f"there is no VM called `{args.name}`", hint="the VMs are: " + ", ".join(known) or "-",
+            code=Code.USAGE,
+        )  # fmt: skip
+    mine = instance.Instance(args.name, owner.vm_id)
+    _confirm(args, out, mine.name, str(owner.worktree), ())
+    _cancel_worker(mine)
+    lock = require_lock(mine.folder, "`destroy`", wait=10)
+    try:
+        _remove("", mine)
+    finally:
+        lock.free()
+    out.say(f"{mine.name}: removed")
+    return int(Code.OK)
+
+
+def _remove(driver: str, mine: instance.Instance) -> None:
+    drivers.load(driver).delete(mine.name)
+    instance.release(mine)
+
+
+def _volumes(ctx: Context) -> tuple[str, ...]:
+    """The named volumes in a VM that answers: what a person may miss."""
+    if ctx.facts() is None:
+        return ()
+    done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
+    return tuple(done.out.split())
+
+
+def _confirm(
+    args: argparse.Namespace, out: Output, name: str, worktree: str, volumes: tuple[str, ...]
+) -> None:
+    out.say(f"the VM {name} of the worktree {worktree}")
+    if volumes:
+        out.say(f"with its volumes: {', '.join(volumes)}")
+    if args.force:
+        return
+    if not out.interactive:
+        raise VmoatError(
+            "`destroy` removes data and there is nobody to ask", hint="add -f", code=Code.USAGE
+        )
+    if not out.ask("remove it, with everything in it?"):
+        raise VmoatError("nothing was removed", code=Code.INTERRUPTED)
+
+
+def _cancel_worker(mine: instance.Instance) -> None:
+    """A worker that brings up what is to be removed has nothing left to do."""
+    worker = VmLock(mine.folder).holder()
+    if worker:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(worker, signal.SIGINT)

@@ -1,0 +1,354 @@
+"""Every setting of vmoat, once: the parser, the environment, `vmoat config` and the docs read this.
+
+A setting that *widens* opens one of the VM's walls.  From a project's file, which comes with the
+branch, such a value counts only after `vmoat trust` (see ``vmoat.config.trust``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal[
+    "str", "bool", "int", "url", "path", "choice", "name", "apt", "seeds", "globs", "ports",
+    "shares", "args",
+]  # fmt: skip
+
+LISTS: frozenset[str] = frozenset({"apt", "seeds", "globs", "ports", "shares", "args"})
+"""The kinds whose value is a tuple."""
+
+PROJECT_TOML = ("vmoat.toml", "vmoat.local.toml")
+PROJECT_SHELL = ("vmoat.conf", "vmoat.local.conf")
+PROJECT_FILES = PROJECT_TOML + PROJECT_SHELL
+"""Names of a worktree's own config files: read-only inside the VM."""
+
+DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its names, what it holds, and what it means.
+
+    ``key`` is the dotted TOML key, ``shell`` the name in a vmoat.conf (None: TOML only), ``unit``
+    and the limits belong to integers, ``example`` is a value that works, for errors and docs.
+    """
+
+    key: str
+    kind: Kind
+    default: object
+    help: str
+    shell: str | None = None
+    widens: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: int = 0
+    maximum: int = 0
+    unit: str = ""
+    example: object = None
+
+    @property
+    def field(self) -> str:
+        """The attribute of ``Settings``."""
+        return self.key.replace(".", "_")
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets it."""
+        return "VMOAT_" + self.field.upper()
+
+    @property
+    def is_list(self) -> bool:
+        return self.kind in LISTS
+
+    def widened_by(self, value: object) -> bool:
+        """Whether this value opens a wall: every default is the closed state."""
+        return self.widens and value != self.default
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "up.command",
+        "str",
+        "",
+        "The command that starts the stack, in the worktree, inside the VM. Without one, it is "
+        "detected: a compose file, a Makefile with `up:`, a package.json with a `dev` script.",
+        shell="CMD_UP",
+        example="docker compose up -d --build",
+    ),
+    Setting(
+        "up.inputs",
+        "globs",
+        (),
+        "What the stack is made from, as globs; it starts again when one of these files changed. "
+        "Without any: everything that git doesn't ignore, and the seed files.",
+        example=("compose.yaml", "src/**"),
+    ),
+    Setting(
+        "up.retries",
+        "int",
+        1,
+        "How often a start that failed because a container restarted while it initialised is "
+        "tried again.",
+        minimum=0,
+        maximum=10,
+        example=1,
+    ),
+    Setting(
+        "up.service",
+        "bool",
+        False,
+        "The command doesn't return (a dev server): it runs as a service, up while it is active.",
+        example=True,
+    ),
+    Setting(
+        "up.project",
+        "name",
+        "",
+        "COMPOSE_PROJECT_NAME inside the VM; without one, the repository's name, so that images "
+        "and volumes have the same names in every worktree's VM.",
+        shell="COMPOSE_PROJECT_NAME",
+        example="shop",
+    ),
+    Setting(
+        "test.command",
+        "str",
+        "",
+        "The command of `vmoat test`; arguments of `vmoat test` are appended, each quoted.",
+        shell="CMD_TEST",
+        example="pytest",
+    ),
+    Setting(
+        "down.command",
+        "str",
+        "",
+        "Runs before the VM is stopped. With a detected compose file: `docker compose stop`.",
+        shell="CMD_DOWN",
+        example="docker compose stop",
+    ),
+    Setting(
+        "vm.cpu",
+        "int",
+        4,
+        "CPUs of the VM; by default never more than the host has.",
+        shell="VM_CPU",
+        minimum=1,
+        maximum=1024,
+        example=4,
+    ),
+    Setting(
+        "vm.memory",
+        "int",
+        8,
+        "Memory of the VM; by default never more than half the host's.",
+        shell="VM_MEMORY",
+        minimum=1,
+        maximum=65_536,
+        unit="GiB",
+        example=8,
+    ),
+    Setting(
+        "vm.disk",
+        "int",
+        60,
+        "Size of the VM's Docker disk. It takes room on the host only as it fills.",
+        shell="VM_DISK",
+        minimum=4,
+        maximum=65_536,
+        unit="GiB",
+        example=60,
+    ),
+    Setting(
+        "vm.type",
+        "choice",
+        "",
+        "Kind of VM, for the colima driver.",
+        shell="VM_TYPE",
+        choices=("", "qemu", "vz", "krunkit"),
+        example="vz",
+    ),
+    Setting(
+        "vm.mount",
+        "path",
+        "",
+        "A folder that the worktree must lie under. It shares nothing: the VM sees the worktree.",
+        shell="VM_MOUNT",
+        example="~/github",
+    ),
+    Setting(
+        "vm.mount_type",
+        "choice",
+        "",
+        "How the worktree is shared with the VM; without one, the best that passes its check.",
+        shell="MOUNT_TYPE",
+        choices=("", "9p", "virtiofs"),
+        example="9p",
+    ),
+    Setting(
+        "vm.prefix",
+        "name",
+        "wt-",
+        "How the names of VMs begin.",
+        shell="VM_PREFIX",
+        example="wt-",
+    ),
+    Setting(
+        "provision.apt",
+        "apt",
+        (),
+        "Debian packages that the VM needs.",
+        shell="PROVISION_APT",
+        example=("git", "jq"),
+    ),
+    Setting(
+        "provision.script",
+        "str",
+        "",
+        "A shell command that prepares the VM, once a disk; again when it or its inputs changed.",
+        shell="PROVISION_SCRIPT",
+        example="./scripts/provision.sh",
+    ),
+    Setting(
+        "provision.inputs",
+        "globs",
+        (),
+        "What the script is made from, as globs.",
+        example=("scripts/provision.sh",),
+    ),
+    Setting(
+        "provision.seed",
+        "seeds",
+        (),
+        "Files and folders that git ignores, copied from the main checkout where the worktree "
+        "has none. From a worktree's config, each that the main checkout's own config doesn't "
+        "list needs `vmoat trust`.",
+        shell="PROVISION_SEED",
+        example=(".env",),
+    ),
+    Setting(
+        "health.url",
+        "url",
+        "",
+        "The stack is healthy when this answers 2xx inside the VM. Without one: when every "
+        "container runs or ended with 0, and every healthcheck is green.",
+        shell="HEALTH_URL",
+        example="http://localhost:8080/health",
+    ),
+    Setting(
+        "health.timeout",
+        "int",
+        1800,
+        "How long to wait for it.",
+        shell="HEALTH_TIMEOUT",
+        minimum=1,
+        maximum=7 * DAY,
+        unit="seconds",
+        example=1800,
+    ),
+    Setting(
+        "tunnel.ports",
+        "ports",
+        (),
+        "Ports of the VM that `vmoat tunnel` forwards: PORT or GUEST:HOST. Without any: what the "
+        "containers publish.",
+        shell="EXPOSE_PORTS",
+        example=(8080, "5432:15432"),
+    ),
+    Setting("tunnel.auto", "bool", False, "Open the tunnels at the end of `vmoat up`."),
+    Setting(
+        "driver",
+        "choice",
+        "",
+        "What runs the VM; without one, qemu on Linux and colima on macOS.",
+        choices=("", "qemu", "colima"),
+        example="qemu",
+    ),
+    Setting(
+        "walls",
+        "bool",
+        True,
+        "Keep the VM behind the walls of the host. `false` widens: no sandbox around the VM.",
+        widens=True,
+        example=True,
+    ),
+    Setting(
+        "mounts.share",
+        "shares",
+        (),
+        "More folders of the host that the VM sees: PATH, or PATH:ro for read-only.",
+        widens=True,
+        example=("~/.cache/models:ro",),
+    ),
+    Setting(
+        "git.writable",
+        "bool",
+        False,
+        "Let the VM write the repository's git folder. What it writes there, the host's git runs.",
+        widens=True,
+    ),
+    Setting(
+        "network.open",
+        "bool",
+        False,
+        "No network filter: the VM reaches the host's loopback and the local network.",
+        widens=True,
+    ),
+    Setting(
+        "qemu.args",
+        "args",
+        (),
+        "More arguments for QEMU.",
+        widens=True,
+        example=("-device", "virtio-rng-pci"),
+    ),
+    Setting(
+        "ssh.forward_agent",
+        "bool",
+        False,
+        "Forward the ssh agent into the VM: all that runs there may use its keys.",
+        widens=True,
+    ),
+    Setting(
+        "image.mirror",
+        "url",
+        "",
+        "Debian mirror of the guest image; without one, mmdebstrap's own. The image is shared by "
+        "all projects.",
+        widens=True,
+        example="http://mirror.example.org/debian",
+    ),
+)
+
+BY_KEY: dict[str, Setting] = {setting.key: setting for setting in SETTINGS}
+BY_SHELL: dict[str, Setting] = {setting.shell: setting for setting in SETTINGS if setting.shell}
+BY_ENV: dict[str, Setting] = {setting.env: setting for setting in SETTINGS}
+
+SECTIONS: dict[str, str] = {
+    "up": "Starting the stack",
+    "test": "Testing it",
+    "down": "Stopping it",
+    "vm": "The VM",
+    "provision": "Preparing the VM",
+    "health": "When the stack is healthy",
+    "tunnel": "Ports on the host",
+    "driver": "What runs the VM",
+    "walls": "The walls",
+    "mounts": "More folders",
+    "git": "The repository",
+    "network": "The network",
+    "qemu": "QEMU",
+    "ssh": "ssh",
+    "image": "The guest image",
+}
+"""First part of a key -> its heading."""
+
+EVERY = ("change", "boot", "up")
+"""When a user's stage runs again: its command, inputs or disk changed; also each boot; each up."""
+
+STAGE_KEYS: dict[str, str] = {
+    "run": "The shell command, in the worktree, inside the VM.",
+    "inputs": "What it is made from, as globs; it runs again when one of these files changed.",
+    "after": 'The stages that come before it; by default `["script", "seed"]`. The stack waits '
+    "for every stage that doesn't come after the stack itself.",
+    "every": '`"change"` (default): once a disk, again when its command or inputs changed; '
+    '`"boot"`: also at each boot; `"up"`: at each `vmoat up`.',
+}
+"""The keys of a ``[stages.NAME]`` table."""

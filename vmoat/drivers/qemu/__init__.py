@@ -1,0 +1,1 @@
+"""The embedded driver: QEMU, one VM a worktree, behind walls that the host enforces."""

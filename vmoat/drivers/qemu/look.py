@@ -1,0 +1,122 @@
+"""What is true of a VM now: from its processes, QEMU's word and its disks' files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from vmoat import paths
+from vmoat.drivers import VmStatus
+from vmoat.drivers.qemu import disks, process, qmp, record, shares
+from vmoat.drivers.qemu.waiting import console_text
+from vmoat.errors import VmoatError
+
+STATUS_SECONDS = 1.0
+ROOM = 512 << 20
+"""Bytes free on the host's disk before a VM that a full disk paused goes on."""
+
+
+def qmp_path(found: record.Record) -> Path:
+    """QEMU's control socket."""
+    return paths.runtime_dir(found.vm_id) / "qmp"
+
+
+def free_bytes(folder: Path) -> int:
+    """Room for this user on the file system of ``folder``."""
+    try:
+        facts = os.statvfs(folder)
+    except OSError:
+        return 0
+    return facts.f_bavail * facts.f_frsize
+
+
+def _disk_reasons(folder: Path, live: bool) -> list[str]:
+    reasons = []
+    for name in (disks.SYSTEM, disks.DATA):
+        if not (folder / name).exists():
+            reasons.append(f"{name} is gone")
+        elif why := disks.damage(folder / name, tables=not live):
+            reasons.append(why)
+    return reasons
+
+
+def status(name: str) -> VmStatus:
+    """See ``Driver.status``."""
+    folder = paths.disks_dir(name)
+    found = record.read(name)
+    disk = disks.read_record(folder).get("system", "")
+    some = (folder / disks.SYSTEM).exists() or (folder / disks.DATA).exists()
+    if found is None:
+        return VmStatus("stopped" if some else "absent", disk=disk)
+    facts = VmStatus(
+        "stopped",
+        accel=found.accel,
+        boot=found.boot,
+        disk=disk,
+        spec_digest=found.spec_digest,
+        ssh_port=found.ssh_port,
+        pids={one.name: one.pid for one in found.living()},
+    )
+    qemu = found.process("qemu")
+    live = qemu is not None and qemu.alive()
+    reasons = _disk_reasons(folder, live)
+    if found.phase == "stopped":
+        if not some:
+            return replace(facts, state="absent")
+        return replace(facts, state="broken" if reasons else "stopped", reasons=tuple(reasons))
+    if qemu is None or not live:
+        return _ended(name, found, facts, reasons)
+    return _alive(name, found, qemu, facts, reasons)
+
+
+def _ended(name: str, found: record.Record, facts: VmStatus, reasons: list[str]) -> VmStatus:
+    """QEMU should run and does not."""
+    if not found.of_this_boot():
+        why = "the host was restarted under it"
+    elif found.phase == "starting":
+        why = "its start was interrupted"
+    elif "reboot: Power down" in console_text(name)[-4000:]:
+        return replace(facts, state="broken" if reasons else "stopped", reasons=tuple(reasons))
+    else:
+        why = "QEMU ended: it was killed, or it failed"
+    return replace(facts, state="broken", reasons=(why, *reasons))
+
+
+def _alive(
+    name: str,
+    found: record.Record,
+    qemu: process.Process,
+    facts: VmStatus,
+    reasons: list[str],
+) -> VmStatus:
+    try:
+        with qmp.connect(qmp_path(found), STATUS_SECONDS) as monitor:
+            state = str(monitor.command("query-status")["status"])
+    except VmoatError:
+        return replace(facts, state="broken", reasons=("QEMU does not answer", *reasons))
+    living = {one.name for one in found.living()}
+    if found.walls:
+        reasons += [
+            f"its network process `{one}` ended" for one in ("guard", "passt") if one not in living
+        ]
+        reasons += [
+            f"the wall over {path.removeprefix(shares.ROOT)} is gone: "
+            "the host replaced what it stood on"
+            for path in shares.missing_mounts(qemu.pid, found.wanted)
+        ]
+    if state == "io-error":
+        free = free_bytes(paths.disks_dir(name))
+        why = (
+            f"the host's disk is full ({free >> 20} MiB free)"
+            if free < ROOM
+            else ("a write to its disk failed")
+        )
+        return replace(facts, state="paused", reasons=(why, *reasons))
+    if state in ("paused", "suspended"):
+        return replace(facts, state="paused", reasons=("it was paused", *reasons))
+    if state not in ("running", "prelaunch", "inmigrate"):
+        reasons.append(f"QEMU says `{state}`")
+    if reasons:
+        return replace(facts, state="broken", reasons=tuple(reasons))
+    return replace(facts, state="starting" if found.phase == "starting" else "running")

@@ -1,0 +1,292 @@
+"""What the guest is told: a tar that the initramfs lays over its root at each boot.
+
+It arrives as QEMU's fw_cfg item ``opt/vmoat/meta``.  Everything in it is made by the host: names,
+ids, keys, mounts, proxies, certificates.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vmoat.drivers import Owner
+from vmoat.drivers.qemu.shares import Export
+
+MSIZE = 500 * 1024
+"""Bytes of one 9p message: the most that virtio takes."""
+
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
+
+UNIT = """\
+# vmoat: the shares are mounted before anybody can log in.
+[Unit]
+Description=vmoat: mounts and identity
+DefaultDependencies=no
+After=tmp.mount run-lock.mount
+Before=ssh.service docker.service containerd.service shutdown.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /etc/vmoat/boot.sh
+StandardOutput=journal+console
+StandardError=journal+console
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+GITCONFIG = """\
+[core]
+\tcheckStat = minimal
+\ttrustctime = false
+\tfsmonitor = false
+[safe]
+\tdirectory = *
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+"""
+"""Over 9p inode numbers and ctime differ from the host's: git would read every file again."""
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """What the guest mounts where."""
+
+    exports: tuple[Export, ...]
+    kind: str = "9p"
+    common_dir: str = ""
+    """Where the git view's overlay goes; "" without one."""
+    inside_git: tuple[tuple[str, str], ...] = ()
+    """(place in the git export, path in the guest), bound read-only."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the guest is in this boot."""
+
+    name: str
+    owner: Owner
+    token: str
+    disk_id: str
+    data_id: str
+    authorized_key: str
+    host_key: str
+    git_name: str = ""
+    git_email: str = ""
+
+
+def mount_options(export: Export) -> str:
+    """9p options.  No cache: a host's edit is seen at once; ``mmap`` lets programs map files
+    shared and writable, which they cannot without any cache."""
+    mode = "rw" if export.writable else "ro"
+    cache = "mmap" if export.writable else "none"
+    return f"trans=virtio,version=9p2000.L,msize={MSIZE},cache={cache},{mode},nosuid,nodev"
+
+
+def _mount_lines(mounts: Mounts) -> list[str]:
+    todo: list[tuple[str, str]] = []
+    for export in mounts.exports:
+        kind = mounts.kind if export.tag == "worktree" or export.tag.startswith("share") else "9p"
+        options = mount_options(export) if kind == "9p" else "rw,nosuid,nodev"
+        todo.append((export.guest, f"share {kind} {export.tag} {options}"))
+    if mounts.common_dir:
+        todo.append((mounts.common_dir, "view"))
+    # /run/vmoat/git first: the view and the borrowed objects stand on it; then outer before inner
+    todo.sort(key=lambda item: (not item[0].startswith("/run/vmoat/"), item[0].count("/")))
+    lines = [f"{command} {shlex.quote(path)}" for path, command in todo]
+    lines += [
+        f"borrowed {shlex.quote('/run/vmoat/git/' + place)} {shlex.quote(path)}"
+        for place, path in mounts.inside_git
+    ]
+    return lines
+
+
+BOOT = """\
+#!/bin/sh
+# Made by vmoat for this VM at each start; run before sshd.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+. /etc/vmoat/env
+mkdir -p /run/vmoat /var/lib/vmoat
+failed=
+say() { echo "vmoat-boot: $*" >/dev/kmsg; }
+there() { mountpoint -q "$1"; }
+share() { # kind tag options path
+  there "$4" && return
+  mkdir -p "$4" && mount -t "$1" -o "$3" "$2" "$4" || { say "cannot mount $2"; failed=1; }
+}
+borrowed() { # source path
+  there "$2" && return
+  mkdir -p "$2" && mount --bind "$1" "$2" || { say "cannot mount borrowed objects"; failed=1; }
+}
+view() { # path: the host's git folder below, this VM's own writes above
+  there "$1" && return
+  mkdir -p /var/lib/vmoat/git/upper /var/lib/vmoat/git/work "$1"
+  chown "$VMOAT_UID:$VMOAT_GID" /var/lib/vmoat/git/upper
+  mount -t overlay -o "lowerdir=/run/vmoat/git/common,upperdir=/var/lib/vmoat/git/upper,\\
+workdir=/var/lib/vmoat/git/work,redirect_dir=off,index=off,metacopy=off,xino=off" vmoat-git "$1" ||
+    { say "cannot mount the git view"; failed=1; }
+}
+modprobe -a -b -q 9pnet_virtio 9p overlay @VIRTIOFS@
+"""
+
+BOOT_END = """\
+# which disks these are: written once, by their first boot
+[ -s /etc/vmoat/disk-id ] || echo "$VMOAT_DISK" >/etc/vmoat/disk-id
+if there /data; then
+  [ -s /data/.vmoat-disk ] || echo "$VMOAT_DATA" >/data/.vmoat-disk
+  cat /data/.vmoat-disk >/run/vmoat/data-id
+  [ -z "$VMOAT_GROW" ] || resize2fs /dev/vdb >/dev/null 2>&1 || say "cannot grow the data disk"
+else
+  say "the data disk is not mounted"; failed=1
+fi
+# which boot this is: the host's token; a reboot from inside repeats it and is counted
+n=0 last=
+[ -r /var/lib/vmoat/boots ] && read -r last n </var/lib/vmoat/boots
+[ "$last" = "$VMOAT_TOKEN" ] || n=0
+n=$((n + 1))
+echo "$VMOAT_TOKEN $n" >/var/lib/vmoat/boots
+boot=$VMOAT_TOKEN
+[ $n = 1 ] || boot=$VMOAT_TOKEN.$n
+if [ -s /etc/vmoat/extra.crt ] && ! cmp -s /etc/vmoat/extra.crt /var/lib/vmoat/extra.crt; then
+  bundle=/etc/ssl/certs/ca-certificates.crt
+  [ -e /var/lib/vmoat/stock.crt ] || cp $bundle /var/lib/vmoat/stock.crt
+  cat /var/lib/vmoat/stock.crt /etc/vmoat/extra.crt >$bundle.new && mv $bundle.new $bundle
+  cp /etc/vmoat/extra.crt /var/lib/vmoat/extra.crt
+fi
+if [ -s /etc/vmoat/docker.json ]; then
+  for home in /root "${VMOAT_HOME:-/home/$VMOAT_USER}"; do
+    [ -d "$home" ] && [ ! -e "$home/.docker/config.json" ] || continue
+    mkdir -p "$home/.docker" && cp /etc/vmoat/docker.json "$home/.docker/config.json"
+    [ "$home" = /root ] || chown -R "$VMOAT_UID:$VMOAT_GID" "$home/.docker"
+  done
+fi
+[ -z "$failed" ] || { echo failed >/run/vmoat/mounts-failed; }
+echo "$boot" >/run/vmoat/boot
+say "ready"
+"""
+
+
+def boot_script(mounts: Mounts) -> str:
+    """The script that mounts everything and names the boot."""
+    head = BOOT.replace(" @VIRTIOFS@", " virtiofs" if mounts.kind == "virtiofs" else "")
+    return head + "".join(line + "\n" for line in _mount_lines(mounts)) + BOOT_END
+
+
+def _env(identity: Identity, grow: bool) -> str:
+    values = {
+        "VMOAT_USER": identity.owner.name,
+        "VMOAT_UID": str(identity.owner.uid),
+        "VMOAT_GID": str(identity.owner.gid),
+        "VMOAT_TOKEN": identity.token,
+        "VMOAT_DISK": identity.disk_id,
+        "VMOAT_DATA": identity.data_id,
+        "VMOAT_GROW": "1" if grow else "",
+    }
+    return "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
+
+
+def _proxy_files(proxies: Mapping[str, str]) -> dict[str, str]:
+    """For shells, apt, dockerd, and what docker builds and runs."""
+    if not proxies:
+        return {}
+    pairs = [(name, value) for low, value in proxies.items() for name in (low, low.upper())]
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in pairs)
+    units = "".join(
+        'Environment="' + f"{name}={value}".replace("%", "%%").replace('"', "") + '"\n'
+        for name, value in pairs
+    )
+    apt = "".join(
+        f'Acquire::{kind}::Proxy "{proxies[f"{kind}_proxy"].replace(chr(34), "")}";\n'
+        for kind in ("http", "https")
+        if proxies.get(f"{kind}_proxy")
+    )
+    import json
+
+    names = {"http_proxy": "httpProxy", "https_proxy": "httpsProxy", "no_proxy": "noProxy"}
+    docker = {names[key]: value for key, value in proxies.items() if key in names}
+    return {
+        "etc/profile.d/vmoat-proxy.sh": exports,
+        "etc/apt/apt.conf.d/95vmoat-proxy": apt,
+        "etc/systemd/system/docker.service.d/vmoat-proxy.conf": f"[Service]\n{units}",
+        "etc/vmoat/docker.json": json.dumps({"proxies": {"default": docker}}, indent=1) + "\n",
+    }
+
+
+def _gitconfig(identity: Identity) -> str:
+    from vmoat.drivers.qemu.gitview import _quote
+
+    text = GITCONFIG
+    if identity.git_name or identity.git_email:
+        text += "[user]\n"
+    for key, value in (("name", identity.git_name), ("email", identity.git_email)):
+        if value:
+            text += f"\t{key} = {_quote(value)}\n"
+    return text
+
+
+def guest_files(
+    identity: Identity,
+    mounts: Mounts,
+    *,
+    grow: bool = False,
+    proxies: Mapping[str, str] | None = None,
+    certificates: Sequence[str] = (),
+) -> dict[str, tuple[int, str]]:
+    """Every file of the tar: path → (mode, text); a text that begins with ``->`` is a link."""
+    name = identity.name
+    files = {
+        "etc/hostname": (0o644, name + "\n"),
+        "etc/hosts": (0o644, f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n"),
+        "etc/machine-id": (0o444, identity.disk_id.ljust(32, "0")[:32] + "\n"),
+        "etc/vmoat/env": (0o600, _env(identity, grow)),
+        "etc/vmoat/token": (0o600, identity.token + "\n"),
+        "etc/vmoat/boot.sh": (0o755, boot_script(mounts)),
+        "etc/vmoat/authorized_keys": (0o644, identity.authorized_key.strip() + "\n"),
+        "etc/ssh/ssh_host_ed25519_key": (0o600, identity.host_key),
+        "etc/ssh/sshd_config.d/vmoat-env.conf": (0o644, "SetEnv GIT_OPTIONAL_LOCKS=0\n"),
+        "etc/gitconfig": (0o644, _gitconfig(identity)),
+        "etc/profile.d/vmoat.sh": (0o644, "export GIT_OPTIONAL_LOCKS=0\n"),
+        "etc/systemd/system/vmoat-boot.service": (0o644, UNIT),
+        "etc/systemd/system/multi-user.target.wants/vmoat-boot.service": (
+            0o777,
+            "->/etc/systemd/system/vmoat-boot.service",
+        ),
+        # written even when empty: an old one must not stay in force
+        "etc/vmoat/extra.crt": (0o644, "".join(text.strip() + "\n" for text in certificates)),
+    }
+    for path in ("etc/profile.d/vmoat-proxy.sh", "etc/apt/apt.conf.d/95vmoat-proxy"):
+        files[path] = (0o644, "")
+    for path, text in _proxy_files(proxies or {}).items():
+        files[path] = (0o644, text)
+    return files
+
+
+def tar_bytes(files: Mapping[str, tuple[int, str]]) -> bytes:
+    """The tar: everything root's, no times, folders first."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        folders = {
+            "/".join(path.split("/")[:n]) for path in files for n in range(1, path.count("/") + 1)
+        }
+        for folder in sorted(folders):
+            info = tarfile.TarInfo(folder)
+            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(info)
+        for path, (mode, text) in files.items():
+            info = tarfile.TarInfo(path)
+            info.mode = mode
+            if text.startswith("->"):
+                info.type, info.linkname = tarfile.SYMTYPE, text[2:]
+                tar.addfile(info)
+                continue
+            data = text.encode("utf-8", "surrogateescape")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()

@@ -1,0 +1,76 @@
+"""passt and the guard before it: how the VM reaches the network, and what it may not reach.
+
+Facts: passt(1) of 2023-03 and 2025; what an installed one takes is read from its ``--help``.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from vmoat import proc
+from vmoat.drivers.qemu import netguard
+from vmoat.drivers.qemu.argv import MTU
+
+
+def passt_argv(
+    program: str,
+    *,
+    fd: int,
+    ssh_port: int,
+    run_as: tuple[int, int] | None,
+    options: str,
+) -> list[str]:
+    """passt on an open socket; ``options`` is what its ``--help`` says.
+
+    The gateway's address leads nowhere (``--no-map-gw``), nothing comes in but ssh.
+    """
+    words = [program, "--foreground", "--quiet", "--fd", str(fd), "--ipv4-only"]
+    words += ["--address", netguard.GUEST, "--netmask", str(netguard.PREFIX)]
+    words += ["--gateway", netguard.GATEWAY, "--mtu", str(MTU)]
+    words += ["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra"]
+    if "--map-host-loopback" in options:
+        words += ["--map-host-loopback", "none"]
+    else:
+        words += ["--no-map-gw"]
+    words += ["--no-dhcp-dns", "--no-dhcp-search"]
+    words += ["--udp-ports", "none", "--tcp-ports", f"127.0.0.1/{ssh_port}:22"]
+    if run_as is not None:
+        words += ["--runas", f"{run_as[0]}:{run_as[1]}"]
+    return words
+
+
+def guard_argv(
+    python: str, fds: Sequence[int], *, run_as: tuple[int, int] | None, open_network: bool
+) -> list[str]:
+    """The guard, by its path: it needs nothing of vmoat, and must stay small."""
+    who = f"{run_as[0]}:{run_as[1]}" if run_as else "-"
+    mode = "open" if open_network else "filter"
+    return [python, "-I", "-S", netguard.__file__, *map(str, fds), who, mode]
+
+
+def passt_options(program: str) -> str:
+    """What the installed passt takes."""
+    answer = proc.run([program, "--help"], check=False, timeout=20)
+    return answer.out + answer.err
+
+
+def free_port(wanted: int = 0) -> int:
+    """A loopback port that nobody listens on: the wanted one if possible."""
+    for port in (wanted, 0) if wanted else (0,):
+        with socket.socket() as probe:
+            # connections of the last start that linger do not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            number: int = probe.getsockname()[1]
+            return number
+    return 0
+
+
+def python() -> str:
+    """This interpreter."""
+    return sys.executable

@@ -1,0 +1,75 @@
+"""What the driver remembers of a VM that it started: ``driver.toml`` in the VM's state folder."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vmoat import paths
+from vmoat.drivers.qemu.process import Process, host_boot
+
+
+@dataclass
+class Record:
+    """One VM; ``phase`` is ``starting``, ``running`` or ``stopped``."""
+
+    vm_id: str
+    phase: str = "stopped"
+    boot: str = ""
+    accel: str = ""
+    spec_digest: str = ""
+    ssh_port: int = 0
+    user: str = ""
+    host_boot: str = ""
+    walls: bool = True
+    wanted: list[str] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
+
+    def of_this_boot(self) -> bool:
+        """Whether the host has run since: pids of an earlier boot say nothing."""
+        return self.host_boot == host_boot()
+
+    def process(self, name: str) -> Process | None:
+        """One of its processes by name; None for those of an earlier boot of the host."""
+        if not self.of_this_boot():
+            return None
+        return next((process for process in self.processes if process.name == name), None)
+
+    def living(self) -> list[Process]:
+        """Its processes that still run."""
+        if not self.of_this_boot():
+            return []
+        return [process for process in self.processes if process.alive()]
+
+
+def path(name: str) -> Path:
+    return paths.vm_dir(name) / "driver.toml"
+
+
+def read(name: str) -> Record | None:
+    """The record; None where there is none that can be read."""
+    try:
+        found: dict[str, Any] = tomllib.loads(path(name).read_text())
+        processes = [Process(str(n), int(p), int(s)) for n, p, s in found.pop("processes", [])]
+        return Record(**found, processes=processes)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write(name: str, record: Record) -> None:
+    """Write it atomically and sync it."""
+    import tomli_w
+
+    rows = [[process.name, process.pid, process.started] for process in record.processes]
+    fields = {key: value for key, value in vars(record).items() if key != "processes"}
+    target = path(name)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = target.with_suffix(".new")
+    with open(new, "w") as file:
+        file.write(tomli_w.dumps({**fields, "processes": rows}))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(target)

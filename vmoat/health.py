@@ -1,0 +1,124 @@
+"""Is the stack well?  HEALTH_URL answers 2xx inside the VM; without one, every container does.
+
+A container that ended with an error or keeps restarting is a failure at once: waiting for the
+time limit would not mend it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+
+if TYPE_CHECKING:
+    from vmoat.facts import Container, Facts
+
+POLL = 1.0
+"""Seconds between two questions; each is one ssh round trip."""
+
+RESTARTS = 3
+"""A container that was restarted this often will not come up by itself."""
+
+CONTAINER_LINES = 12
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found: well, or why not, and whether waiting may help."""
+
+    healthy: bool
+    reason: str = ""
+    failed: Container | None = None
+    over: bool = False
+    """Waiting cannot help."""
+
+
+def judge(ctx: Context) -> Verdict:
+    """Ask once."""
+    facts = ctx.facts()
+    if facts is None:
+        return Verdict(False, "the VM is not running")
+    return judge_facts(facts, ctx.settings.health_url)
+
+
+def judge_facts(facts: Facts, url: str) -> Verdict:
+    """The verdict on what the guest said.  Pure."""
+    containers = [c for c in facts.containers if not c.oneoff]  # `compose run` is nobody's stack
+    for container in containers:
+        if container.failed:
+            known = container.exit_code is not None
+            how = f"exit code {container.exit_code}" if known else "an error"
+            return Verdict(False, f"{container.name} ended with {how}", container)
+        if container.restarts >= RESTARTS and container.state in ("restarting", "exited"):
+            return Verdict(False, f"{container.name} keeps restarting", container)
+    ended = facts.units.get("stack", "").removeprefix("exited ")
+    if ended.isdigit() and ended != "0":  # a service ([up] service): it does not come back
+        return Verdict(False, f"the stack's command ended with exit code {ended}", over=True)
+    if url:
+        if facts.health_code is not None and 200 <= facts.health_code < 300:
+            return Verdict(True)
+        said = f"answers {facts.health_code}" if facts.health_code else "does not answer"
+        return Verdict(False, f"{url} {said}")
+    if not facts.docker and not facts.active("stack"):
+        return Verdict(False, "dockerd does not answer in the VM")
+    for container in containers:
+        if container.state in ("created", "restarting", "paused"):
+            return Verdict(False, f"{container.name} is {container.state}")
+        if container.health in ("starting", "unhealthy"):
+            return Verdict(False, f"{container.name} is {container.health}")
+    return Verdict(True)
+
+
+def wait(ctx: Context) -> None:
+    """Wait until the stack is well; raises STAGE for a failed container, TIMEOUT at the limit."""
+    limit = ctx.settings.health_timeout
+    deadline = time.monotonic() + limit
+    said = ""
+    while True:
+        verdict = judge(ctx)
+        if verdict.healthy:
+            return
+        if verdict.failed is not None:
+            raise VmoatError(
+                f"the stack is not healthy: {verdict.reason}",
+                hint=f"`vmoat logs {verdict.failed.service or verdict.failed.name}` shows all",
+                code=Code.STAGE,
+                details=container_lines(ctx, verdict.failed),
+            )
+        if verdict.over:
+            raise VmoatError(
+                f"the stack is not healthy: {verdict.reason}",
+                hint="`vmoat logs --stage stack` shows its output",
+                code=Code.STAGE,
+            )
+        if time.monotonic() >= deadline:
+            raise VmoatError(
+                f"not healthy within {limit:g} s: {verdict.reason}",
+                hint="`vmoat logs` shows the stack; HEALTH_TIMEOUT sets the limit",
+                code=Code.TIMEOUT,
+                details=last_words(ctx),
+            )
+        if verdict.reason != said:
+            said = verdict.reason
+            ctx.say(f"waiting: {said}")
+        time.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
+        ctx.forget_facts()
+
+
+def container_lines(ctx: Context, container: Container) -> tuple[str, ...]:
+    """A container's last lines, under its name."""
+    done = ctx.guest.run(
+        f"docker logs --tail {CONTAINER_LINES} {container.id} 2>&1", root=True, check=False,
+        timeout=20,
+    )  # fmt: skip
+    return (f"--- {container.name}", *done.out.splitlines()[-CONTAINER_LINES:])
+
+
+def last_words(ctx: Context) -> tuple[str, ...]:
+    """The last lines of every container; the stack's own where there is none."""
+    facts = ctx.facts()
+    containers = facts.containers if facts else ()
+    return tuple(line for c in containers[:4] for line in container_lines(ctx, c))

@@ -1,0 +1,253 @@
+"""Which VM belongs to a worktree, and what it is called.
+
+Two small files tie them: the id file in the worktree's own git folder holds the VM's id and name;
+the ``owner`` file in the VM's state folder holds the id and the folders.  The first follows
+``git worktree move`` and is gone with the worktree; the second makes a name unique on the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmoat import paths
+from vmoat.errors import Code, VmoatError
+from vmoat.worktree import Worktree
+
+NAME_LIMIT = 48
+"""Characters of a name: a host name holds 63, and colima's profiles add their own prefix."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The VM of a worktree; it may not have been created yet."""
+
+    name: str
+    vm_id: str
+    claimed: bool = True
+
+    @property
+    def folder(self) -> Path:
+        return paths.vm_dir(self.name)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a VM's state folder knows of its worktree."""
+
+    vm_id: str
+    git_dir: Path
+    worktree: Path
+
+    def holds_id(self) -> bool:
+        """Whether the worktree still is there and still names this VM."""
+        found = _read_id(self.git_dir)
+        return found is not None and found[0] == self.vm_id
+
+    def is_gone(self) -> bool:
+        """The worktree was removed: its git folder's parent is readable, the id file is not there.
+
+        An unmounted disk is no removal: then the parent is missing as well.
+        """
+        return self.git_dir.parent.is_dir() and not self.holds_id()
+
+
+def sanitise(folder_name: str) -> str:
+    """Lower case, only a-z 0-9 and single dashes inside: what the name of a VM may hold."""
+    return re.sub(r"-+", "-", re.sub(r"[^a-z0-9-]", "-", folder_name.lower())).strip("-")
+
+
+def plain_name(worktree: Path, prefix: str) -> str:
+    """The name that a worktree gets where it is free; one that says nothing gets a hash."""
+    base = sanitise(worktree.name)
+    prefix = re.sub(r"-+", "-", prefix.lower())  # names are lower case throughout
+    if not base or len(prefix + base) > NAME_LIMIT:
+        return _hashed((prefix + base)[: NAME_LIMIT - 7].rstrip("-") or prefix + "vm", worktree)
+    return prefix + base
+
+
+def _hashed(name: str, where: Path) -> str:
+    digest = hashlib.sha256(os.fsencode(where)).hexdigest()[:6]
+    return f"{name[: NAME_LIMIT - 7].rstrip('-')}-{digest}"
+
+
+def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
+    """The VM that this worktree owns already, from two small files; None when it owns none.
+
+    A worktree that was moved is followed: its new place is written down (unless ``follow`` is
+    false).  Raises USAGE in a copy of a linked worktree's folder.
+    """
+    found = _read_id(worktree.git_dir)
+    if found is None:
+        return None
+    owner = read_owner(found[1])
+    if owner is None or owner.vm_id != found[0]:
+        return None
+    if (owner.git_dir, owner.worktree) == (worktree.git_dir, worktree.path):
+        return Instance(found[1], found[0])
+    if owner.git_dir != worktree.git_dir and owner.holds_id():
+        return None  # a copy of the whole repository brought the id file along
+    if worktree.linked and owner.git_dir == worktree.git_dir:
+        _refuse_copy(worktree, owner)
+    if follow:
+        _write_owner(found[1], Owner(found[0], worktree.git_dir, worktree.path))
+    return Instance(found[1], found[0])
+
+
+def _refuse_copy(worktree: Worktree, owner: Owner) -> None:
+    """``cp -r`` of a linked worktree: both folders' ``.git`` name one git folder.
+
+    git takes the two for one checkout with one index; a VM shared by both would show each the
+    other's files.
+    """
+    if _link(owner.worktree) and _link(owner.worktree) == _link(worktree.path):
+        raise VmoatError(
+            f"{worktree.path} is a copy of the worktree {owner.worktree}: git takes both for one",
+            hint="make a worktree of its own with `git worktree add`",
+            code=Code.USAGE,
+        )
+
+
+def _link(folder: Path) -> str:
+    try:
+        return (folder / ".git").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def claim(worktree: Worktree, prefix: str) -> Instance:
+    """The worktree's VM; gives it a name of its own when it has none."""
+    mine = known(worktree)
+    if mine is not None:
+        return mine
+    with _claims():
+        return known(worktree) or _claim(worktree, prefix)
+
+
+def _claim(worktree: Worktree, prefix: str) -> Instance:
+    vm_id = secrets.token_hex(8)
+    owner = Owner(vm_id, worktree.git_dir, worktree.path)
+    plain = plain_name(worktree.path, prefix)
+    tail = 0
+    name = plain
+    while not _take(name, owner):
+        # The hash is of the git folder: it stays when the worktree is moved.
+        name = _hashed(plain, worktree.git_dir / str(tail) if tail else worktree.git_dir)
+        tail += 1
+    _write_atomically(worktree.git_dir / paths.ID_FILE, f"{vm_id} {name}\n")
+    return Instance(name, vm_id)
+
+
+@contextlib.contextmanager
+def _claims() -> Iterator[None]:
+    """One claim at a time on this machine: names are looked at, freed and taken."""
+    paths.make_private(paths.vms_dir())
+    place = paths.vms_dir() / ".claims"
+    try:
+        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise paths.unwritable(place.parent, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def look(worktree: Worktree, prefix: str) -> Instance:
+    """As ``claim``, but writes nothing: what ``vmoat plan`` shows."""
+    mine = known(worktree, follow=False)
+    if mine is not None:
+        return mine
+    name = plain_name(worktree.path, prefix)
+    holder = read_owner(name)
+    if holder is not None and not holder.is_gone():
+        name = _hashed(name, worktree.git_dir)
+    return Instance(name, "0" * 16, claimed=False)
+
+
+def release(instance: Instance) -> None:
+    """Forget a destroyed VM: its state folder, and the id file that names it."""
+    owner = read_owner(instance.name)
+    shutil.rmtree(instance.folder, ignore_errors=True)
+    if owner is not None and owner.holds_id():
+        (owner.git_dir / paths.ID_FILE).unlink(missing_ok=True)
+
+
+def read_owner(name: str) -> Owner | None:
+    """Who owns a name; None where nobody does."""
+    try:
+        rows = (paths.vm_dir(name) / "owner").read_bytes().split(b"\n")
+    except OSError:
+        return None
+    if len(rows) < 3:
+        return None
+    vm_id, git_dir, worktree = (os.fsdecode(row) for row in rows[:3])
+    return Owner(vm_id, Path(git_dir), Path(worktree))
+
+
+def _read_id(git_dir: Path) -> tuple[str, str] | None:
+    try:
+        words = (git_dir / paths.ID_FILE).read_text(errors="replace").split()
+    except OSError:
+        return None
+    # The name becomes a path: take nothing but what `claim` writes.
+    if len(words) != 2 or not re.fullmatch(r"[0-9a-f]{16}", words[0]):
+        return None
+    return (words[0], words[1]) if re.fullmatch(r"[a-z0-9][a-z0-9-]*", words[1]) else None
+
+
+def _take(name: str, owner: Owner) -> bool:
+    """Make the VM's state folder, whole, in one rename; False where the name is taken."""
+    holder = read_owner(name)
+    if holder is not None:
+        if not holder.is_gone():
+            return False
+        _set_aside(name, holder)
+    draft = paths.make_private(paths.vms_dir() / f".{owner.vm_id}")
+    _write_owner(draft.name, owner)
+    try:
+        os.rename(draft, paths.vm_dir(name))
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise paths.unwritable(paths.vms_dir(), error) from error
+    return True
+
+
+def _set_aside(name: str, holder: Owner) -> None:
+    """Free the name of a VM whose worktree was removed; the VM stays, under a name of its own."""
+    if set(os.listdir(paths.vm_dir(name))) <= {"owner", "lock"}:
+        # A claim that was killed half way, or a VM that was never made.
+        shutil.rmtree(paths.vm_dir(name))
+        return
+    aside = f"{name[: NAME_LIMIT - 9]}-{holder.vm_id[:8]}"
+    os.rename(paths.vm_dir(name), paths.vm_dir(aside))
+
+
+def _write_owner(name: str, owner: Owner) -> None:
+    rows = (owner.vm_id.encode(), os.fsencode(owner.git_dir), os.fsencode(owner.worktree))
+    _write_atomically(paths.vm_dir(name) / "owner", b"\n".join(rows) + b"\n")
+
+
+def _write_atomically(target: Path, content: str | bytes) -> None:
+    data = content.encode() if isinstance(content, str) else content
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, target)
+    except OSError as error:
+        raise paths.unwritable(target.parent, error) from error

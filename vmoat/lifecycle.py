@@ -1,0 +1,61 @@
+"""Commands of the project's stack: what brings it up, and what stops it before the VM stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmoat.config.detect import detect
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+
+DOWN_LIMIT = 60.0
+"""Seconds for CMD_DOWN; compose gives each container ten to end."""
+
+
+@dataclass(frozen=True)
+class StackCommand:
+    """What CMD_UP is, and where it comes from."""
+
+    command: str
+    down: str
+    service: bool
+    source: str
+
+
+def stack_command(ctx: Context) -> StackCommand:
+    """CMD_UP, configured or detected; raises CONFIG where there is neither."""
+    settings = ctx.settings
+    found = detect(ctx.worktree.path)
+    down = settings.down_command or found.down
+    if settings.up_command:
+        return StackCommand(settings.up_command, down, settings.up_service, "configured")
+    if found.command:
+        service = settings.up_service or found.service
+        return StackCommand(found.command, down, service, f"detected: {found.source}")
+    raise VmoatError(
+        "nothing says how this project's stack starts",
+        hint='set [up] command = "…" in vmoat.toml (CMD_UP in vmoat.conf), add a compose file, '
+        "or a Makefile with `up:`; `vmoat init` writes a vmoat.toml to begin with",
+        code=Code.CONFIG,
+    )
+
+
+def stop_stack(ctx: Context) -> None:
+    """Run CMD_DOWN in a VM that answers; raises VmoatError where it fails."""
+    try:
+        command = stack_command(ctx)
+    except VmoatError:
+        return
+    if ctx.facts() is None:
+        return
+    if command.service:
+        ctx.guest.stop_stage("stack")
+    if command.down:
+        ctx.guest.run(login(command.down), timeout=DOWN_LIMIT)
+
+
+def login(line: str) -> str:
+    """A shell line as the project's commands are run: by a login shell."""
+    import shlex
+
+    return f"exec bash -lc {shlex.quote(line)}"

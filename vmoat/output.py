@@ -1,0 +1,87 @@
+"""Where words go: stdout is the answer, stderr is the story."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TextIO
+
+    from vmoat.errors import VmoatError
+
+_RED, _YELLOW, _DIM, _RESET = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+
+
+class Output:
+    """The two streams of one command, made by the command line."""
+
+    def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self.stdout = stdout or sys.stdout
+        self.stderr = stderr or sys.stderr
+        # A worktree's path may hold bytes that are no text; showing it must not fail.
+        for stream in (self.stdout, self.stderr):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure:
+                reconfigure(errors="backslashreplace")
+
+    @property
+    def colours(self) -> bool:
+        """Whether stderr is a terminal that wants colours (https://no-color.org)."""
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return self.stderr.isatty() and not plain
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody is there to answer a question."""
+        return sys.stdin is not None and sys.stdin.isatty() and self.stderr.isatty()
+
+    def answer(self, text: str) -> None:
+        """A line of the answer, on stdout."""
+        print(text, file=self.stdout, flush=True)
+
+    def json(self, value: Any) -> None:
+        import json
+
+        self.answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+    def say(self, text: str) -> None:
+        """A line of the story, on stderr."""
+        for line in text.splitlines() or [""]:
+            print(f"[vmoat] {line}", file=self.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.say(self._paint(_YELLOW, "warning: ") + text)
+
+    def call(self, text: str) -> None:
+        """A program call, under ``-v``."""
+        self.say(self._paint(_DIM, f"+ {text}"))
+
+    def error(self, error: VmoatError) -> None:
+        """What is wrong, its last lines, what to do."""
+        self.say(self._paint(_RED, "ERROR: ") + error.message)
+        for line in error.details:
+            print(f"    {printable(line)}", file=self.stderr, flush=True)
+        if error.hint:
+            self.say(f"→ {error.hint}")
+
+    def ask(self, question: str) -> bool:
+        """A yes from the terminal; anything else is a no."""
+        print(f"[vmoat] {question} [y/N] ", end="", file=self.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def _paint(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{_RESET}" if self.colours else text
+
+
+def printable(line: str) -> str:
+    """A line of somebody else's output without what would move the cursor or set the title."""
+    last = line.rstrip("\r\n").rpartition("\r")[2]
+    return "".join(c if c.isprintable() or c == "\t" else "·" for c in _without_escapes(last))
+
+
+def _without_escapes(text: str) -> str:
+    import re
+
+    return re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)

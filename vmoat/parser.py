@@ -1,0 +1,288 @@
+"""The command line's grammar, as one table: names, help, arguments, where the code is.
+
+A pure description: the parser, the help texts and the README's list of commands are made from it.
+Only the asked-for command's parser is built, because ``vmoat name`` is called from shell prompts.
+"""
+
+from __future__ import annotations
+
+from vmoat.errors import Code, VmoatError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from typing import Any
+
+# No dataclasses here: they load `inspect`, which takes longer than printing the help.
+
+
+class Arg:
+    """One argument or option of a command, in argparse's words."""
+
+    __slots__ = ("names", "options")
+
+    def __init__(self, names: tuple[str, ...], options: dict[str, Any]) -> None:
+        self.names = names
+        self.options = options
+
+
+def arg(*names: str, **options: Any) -> Arg:
+    return Arg(names, options)
+
+
+class Command:
+    """A command: ``module`` and ``function`` are imported when it is called.
+
+    ``rest`` is the name of the words that are passed on as they are (``test WORDS``).
+    """
+
+    __slots__ = ("args", "help", "module", "name", "rest", "target")
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        help: str,
+        args: tuple[Arg, ...] = (),
+        rest: str = "",
+        function: str = "",
+    ) -> None:
+        self.name = name
+        self.module = module
+        self.help = help
+        self.args = args
+        self.rest = rest
+        self.target = function or name.replace("-", "_")
+
+
+def seconds(text: str) -> float:
+    """A time limit; argparse says "invalid seconds value" where this raises."""
+    value = float(text)
+    if not 0 <= value < 1e9:  # also refuses nan
+        raise ValueError(text)
+    return value
+
+
+COMMON = (
+    arg("-C", dest="path", metavar="PATH", help="act on the worktree at PATH"),
+    arg("-w", dest="branch", metavar="BRANCH", help="act on the worktree of BRANCH"),
+    arg("-v", dest="verbose", action="store_true", help="show each program call, ready to paste"),
+)
+_JSON = arg("--json", action="store_true", help="answer in JSON")
+_TIMEOUT = arg(
+    "--timeout", type=seconds, metavar="SECONDS",
+    help="stop watching after SECONDS (exit 6); the work goes on",
+)  # fmt: skip
+
+COMMANDS = (
+    Command(
+        "up", "lifecycle", "bring the worktree's stack up, healthy, in its own VM",
+        (
+            arg("stages", nargs="*", metavar="STAGE", help="only these and what they need"),
+            arg("--force", nargs="?", const="", default=None, metavar="STAGE",
+                help="run STAGE (without one: apt and all after it) though it is up to date"),
+            arg("--detach", action="store_true", help="return at once; `vmoat wait` follows"),
+            _TIMEOUT,
+            arg("--json", action="store_true", help="the events, one JSON object a line"),
+        ),
+    ),
+    Command(
+        "plan", "lifecycle", "show what `up` would run and why; touches nothing",
+        (arg("stages", nargs="*", metavar="STAGE", help="only these and what they need"), _JSON),
+    ),
+    Command(
+        "wait", "lifecycle", "follow the work that goes on and end with its exit code",
+        (_TIMEOUT, arg("--json", action="store_true", help="the events, one JSON object a line")),
+    ),
+    Command(
+        "test", "inside", "run the project's tests inside the VM; words are added to the command",
+        (arg("--no-up", action="store_true", help="an error where the stack is not up"), _TIMEOUT),
+        rest="WORDS",
+    ),
+    Command("exec", "inside", "run a command inside the VM, without a terminal", rest="COMMAND",
+            function="execute"),
+    Command("ssh", "inside", "a shell inside the VM, or a command with a terminal",
+            rest="COMMAND"),
+    Command("ssh-config", "inside", "print a block for ~/.ssh/config: VS Code, rsync, scp"),
+    Command(
+        "tunnel", "ports", "forward ports of the VM to the host's loopback",
+        (
+            arg("ports", nargs="*", metavar="PORT", help="GUEST or GUEST:HOST; else discovered"),
+            _JSON,
+        ),
+    ),
+    Command("untunnel", "ports", "close all forwarded ports"),
+    Command("provision", "lifecycle", "the VM, its packages, script and seed files; no stack",
+            (_TIMEOUT,)),
+    Command("status", "inspect", "what is true now: VM, stack, health, tunnels, disk", (_JSON,)),
+    Command(
+        "logs", "inspect", "the stack's logs, a stage's, or the console's",
+        (
+            arg("service", nargs="?", metavar="SERVICE", help="one service of the stack"),
+            arg("-f", "--follow", action="store_true", help="go on with what comes"),
+            arg("--tail", type=int, metavar="N", help="the last N lines"),
+            arg("--stage", metavar="STAGE", help="the output of a stage's last run"),
+            arg("--console", action="store_true", help="the guest's console"),
+            arg("--bundle", metavar="DIR", help="write everything into DIR, for a report"),
+        ),
+    ),
+    Command("down", "lifecycle", "stop the stack and power the VM off; its disks stay"),
+    Command(
+        "destroy", "lifecycle", "remove the VM and every byte of it",
+        (
+            arg("name", nargs="?", metavar="NAME", help="a VM by name, whose worktree is gone"),
+            arg("-f", "--force", action="store_true", help="do not ask"),
+        ),
+    ),
+    Command("name", "inspect", "print the VM's name"),
+    Command(
+        "init", "project", "write a commented vmoat.toml with what was detected",
+        (arg("--from", dest="source", metavar="vmoat.conf", help="migrate the shell form"),),
+    ),
+    Command("config", "project", "print every setting, its value and where it comes from",
+            (_JSON,)),
+    Command("trust", "project", "show what the project's config would widen, and allow it",
+            (arg("--yes", action="store_true", help="do not ask"),)),
+    Command(
+        "doctor", "machine", "check what vmoat needs on this machine",
+        (
+            arg("--fix", action="store_true", help="install what is missing"),
+            arg("--yes", action="store_true", help="do not ask before --fix installs"),
+            _JSON,
+        ),
+    ),
+    Command(
+        "image", "machine", "the golden guest image",
+        (
+            arg("action", choices=("build", "ls", "rm", "export", "import", "digest")),
+            arg("operand", nargs="?", metavar="DIGEST|FILE"),
+            arg("--force", action="store_true", help="build: again; rm: though a VM stands on it"),
+            _JSON,
+        ),
+    ),
+    Command(
+        "demo", "demo", "show it all in a throwaway repository",
+        (arg("--keep", action="store_true", help="leave the repository and its VM"),
+         arg("--dir", metavar="DIR", help="where to put it")),
+    ),
+    Command("help", "help", "this text, a command's, or a page (walls, config)",
+            (arg("topic", nargs="?", metavar="TOPIC"),), function="show"),
+    Command("version", "help", "print the version"),
+)  # fmt: skip
+
+BY_NAME = {command.name: command for command in COMMANDS}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The namespace of a command line; raises USAGE.  ``--help`` becomes ``help COMMAND``."""
+    words = list(argv)
+    before: list[str] = []
+    while words and words[0].startswith("-"):
+        flag = words.pop(0)
+        if flag in ("-h", "--help"):
+            words = ["help", *words]
+        elif flag in ("-V", "--version"):
+            words = ["version"]
+        else:
+            before.append(flag)
+            if flag in ("-C", "-w") and words:
+                before.append(words.pop(0))
+    if not words:
+        words = ["help"]
+    name, rest = words[0], words[1:]
+    command = BY_NAME.get(name)
+    if command is None:
+        raise unknown_command(name)
+    passed: list[str] = []
+    if command.rest:
+        rest, passed = split_rest(command, rest)
+    elif "-h" in rest or "--help" in rest:
+        return parse(["help", name])
+    space = bare(command) if not before and not rest else None
+    space = space or parser_of(command).parse_args([*before, *rest])
+    space.command = command
+    if command.rest:
+        space.rest = passed
+        if getattr(space, "help", False):
+            return parse(["help", name])
+    return space
+
+
+class Bare:
+    """What argparse would make of a command without any words, without loading argparse."""
+
+
+def bare(command: Command) -> Any:
+    """The namespace of ``vmoat COMMAND``; None where the command wants a word."""
+    space = Bare()
+    for entry in (*command.args, *COMMON):
+        options, positional = entry.options, not entry.names[0].startswith("-")
+        if positional and options.get("nargs") not in ("?", "*"):
+            return None
+        unset: Any = [] if positional and options["nargs"] == "*" else None
+        if options.get("action") == "store_true":
+            unset = False
+        name = options.get("dest") or entry.names[-1].lstrip("-").replace("-", "_")
+        setattr(space, name, options.get("default", unset))
+    return space
+
+
+def split_rest(command: Command, words: list[str]) -> tuple[list[str], list[str]]:
+    """Our own options, and the words that are passed on; the first ``--`` between is dropped."""
+    taking = {n for a in (*COMMON, *command.args) if "action" not in a.options for n in a.names}
+    flags = {n for a in (*COMMON, *command.args) if "action" in a.options for n in a.names}
+    flags |= {"-h", "--help"}
+    own: list[str] = []
+    rest = list(words)
+    while rest:
+        if rest[0] in flags:
+            own.append(rest.pop(0))
+        elif rest[0] in taking and len(rest) > 1:
+            own += [rest.pop(0), rest.pop(0)]
+        elif rest[0] == "--":
+            rest.pop(0)
+            break
+        else:
+            break
+    return own, rest
+
+
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    from vmoat.arguments import SUPPRESS, Parser
+
+    parser = Parser(
+        prog=f"vmoat {command.name}",
+        description=command.help[0].upper() + command.help[1:] + ".",
+        add_help=False,
+        allow_abbrev=False,
+        usage=None if not command.rest else f"vmoat {command.name} [options] [{command.rest}…]",
+    )
+    for entry in (*command.args, *COMMON):
+        parser.add_argument(*entry.names, **entry.options)
+    if command.rest:
+        parser.add_argument("-h", "--help", action="store_true", help=SUPPRESS)
+    return parser
+
+
+def unknown_command(name: str) -> VmoatError:
+    """The error for a word that is no command, with the nearest one."""
+    import difflib
+
+    near = difflib.get_close_matches(name, BY_NAME, 1)
+    guess = f"did you mean `vmoat {near[0]}`?" if near else "`vmoat help` lists the commands"
+    return VmoatError(f"unknown command `{name}`", hint=guess, code=Code.USAGE)
+
+
+def overview() -> str:
+    """What ``vmoat help`` prints."""
+    width = max(len(command.name) for command in COMMANDS)
+    rows = "\n".join(f"  {command.name:<{width}}  {command.help}" for command in COMMANDS)
+    return (
+        "vmoat: every git worktree its own VM\n\n"
+        "usage: vmoat [-C PATH | -w BRANCH] [-v] COMMAND [ARGUMENTS]\n\n"
+        f"{rows}\n\n"
+        "`vmoat help COMMAND` shows its arguments; `vmoat help walls` what a VM can and cannot\n"
+        "reach; `vmoat help config` every setting.\n"
+    )

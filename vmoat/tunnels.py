@@ -1,0 +1,165 @@
+"""Ports of the guest on the host's loopback, through the ssh master.
+
+Which ports: the asked-for ones, else EXPOSE_PORTS, else what the containers publish, else (a stack
+without containers) the guest's listening sockets.  Which host port: the same where it is free on
+127.0.0.1 and ::1, else the first free of 9000-9099, else any; the same one next time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+from vmoat.state import read_toml, write_toml
+
+SPARE = range(9000, 9100)
+OURS = frozenset({22})
+"""Listeners of the guest itself that no tunnel is made for unless it is asked for."""
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """One forward."""
+
+    guest: int
+    host: int
+    service: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.host}"
+
+
+def parse_port(text: str) -> tuple[int, int]:
+    """``GUEST`` or ``GUEST:HOST`` as two numbers, 0 for any host port; raises USAGE."""
+    from vmoat.config.values import Bad
+    from vmoat.config.values import parse_port as parse
+
+    try:
+        port = parse(text)
+    except Bad as error:
+        raise VmoatError(
+            f"{text!r} is no port", hint="write GUEST or GUEST:HOST, each from 1 to 65535",
+            code=Code.USAGE,
+        ) from error  # fmt: skip
+    return port.guest, port.host
+
+
+def wanted(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int, str]]:
+    """(guest port, host port or 0, service) of each forward that should be there."""
+    services = published(ctx)
+    if asked:
+        return [(guest, host, services.get(guest, "")) for guest, host in asked]
+    configured = ctx.settings.tunnel_ports
+    if configured:
+        return [(p.guest, p.host or 0, services.get(p.guest, "")) for p in configured]
+    if services:
+        return [(port, 0, name) for port, name in sorted(services.items())]
+    facts = ctx.facts()
+    listening = facts.listening - OURS if facts and not facts.containers else frozenset()
+    return [(port, 0, "") for port in sorted(listening)]
+
+
+def published(ctx: Context) -> dict[int, str]:
+    """Ports that the running containers publish, with their service's name."""
+    facts = ctx.facts()
+    found: dict[int, str] = {}
+    for container in facts.containers if facts else ():
+        if container.state == "running":
+            for port, _ in container.ports:
+                found.setdefault(port, container.service or container.name)
+    return found
+
+
+def open_tunnels(ctx: Context) -> list[Tunnel]:
+    """The forwards that are alive."""
+    services = published(ctx)
+    return [
+        Tunnel(guest, host, services.get(guest, ""))
+        for host, guest in sorted(ctx.guest.forwards().items())
+    ]
+
+
+def ensure(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[Tunnel]:
+    """Open what is wanted and not open yet; returns all of it, in the order asked for.
+
+    Raises USAGE for a host port that somebody else holds, STAGE where there is nothing to open.
+    """
+    ports = wanted(ctx, asked)
+    if not ports:
+        raise VmoatError(
+            "there is no port to forward: no container publishes one",
+            hint="name one (`vmoat tunnel 8080`), or set EXPOSE_PORTS",
+        )
+    alive = {tunnel.guest: tunnel for tunnel in open_tunnels(ctx)}
+    result = []
+    for guest, host, service in ports:
+        have = alive.get(guest)
+        if have and host in (0, have.host):
+            result.append(Tunnel(guest, have.host, service))
+            continue
+        if have:
+            ctx.guest.cancel(guest, have.host)
+        result.append(Tunnel(guest, _open(ctx, guest, host), service))
+    return result
+
+
+def close(ctx: Context) -> int:
+    """Cancel every forward; returns how many there were."""
+    alive = open_tunnels(ctx)
+    for tunnel in alive:
+        ctx.guest.cancel(tunnel.guest, tunnel.host)
+    return len(alive)
+
+
+def _open(ctx: Context, guest: int, host: int) -> int:
+    remembered = _remembered(ctx)
+    for candidate in [host] if host else _candidates(guest, remembered):
+        if not is_free(candidate):
+            continue
+        ctx.guest.forward(guest, candidate)
+        if remembered.get(str(guest)) != candidate:
+            write_toml(ctx.instance.folder / "ports.toml", {**remembered, str(guest): candidate})
+        return candidate
+    low = host < 1024 and os.geteuid() != 0
+    raise VmoatError(
+        f"the host's port {host} " + ("is for root only" if low else "is in use"),
+        hint=f"name another, or leave the choice to vmoat: `vmoat tunnel {guest}`",
+        code=Code.USAGE,
+    )
+
+
+def _remembered(ctx: Context) -> dict[str, int]:
+    return {k: int(v) for k, v in read_toml(ctx.instance.folder / "ports.toml").items()}
+
+
+def _candidates(guest: int, remembered: dict[str, int]) -> list[int]:
+    last = remembered.get(str(guest))
+    taken = set(remembered.values())
+    spare = [port for port in SPARE if port not in taken]
+    return [*([last] if last else []), guest, *spare, _any_port()]
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on the port, on either loopback address."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                # A host without IPv6 has no ::1 to be in use.
+                if family == socket.AF_INET or error.errno == errno.EADDRINUSE:
+                    return False
+    return True
+
+
+def _any_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
