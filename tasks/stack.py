@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vmoat.context import Context
@@ -18,6 +20,9 @@ DEPENDENCY_FAILED = re.compile(
     r"dependency failed to start|is unhealthy|dependency .* (exited|is not running)", re.IGNORECASE
 )
 """compose's words when a service that others wait for restarts while it initialises."""
+
+MOST_CHANGED = 1000
+"""Names of files that changed while the stack started: a branch switched meanwhile has no end."""
 
 
 def stage(after: tuple[str, ...]) -> Stage:
@@ -42,33 +47,52 @@ def check(ctx: Context, values: Values) -> str:
     gone = _not_as_left(values.get("containers", {}), ctx)
     if gone:
         return gone
-    changed = what_changed(values.get("inputs", {}), inputs_of(ctx))
-    return f"{changed} changed" if changed else ""
+    changed = what_changed(values.get("inputs", {}), parts(contents(ctx).files))
+    return f"{told(changed)} changed" if changed else ""
 
 
 def work(ctx: Context) -> Values:
     command = stack_command(ctx)
     ctx.say(f"{command.source}: {command.command}")
     ctx.guest.run("systemctl start docker", root=True, timeout=180)
-    _start(ctx, command)
+    before = contents(ctx)
+    _start(ctx, command, before.tracked)
     ctx.forget_facts()
     facts = ctx.facts()
     containers = {c.id: c.name for c in facts.containers if c.state == "running"} if facts else {}
-    # After the run: what the stack itself wrote is no reason to run it again.
     return {
         "command": command.command,
         "boot": boot_of(ctx),
         "containers": containers,
-        "inputs": inputs_of(ctx),
+        **served(before, contents(ctx), ctx.store.values("stack").get("changed", ())),
     }
 
 
-def _start(ctx: Context, command: StackCommand) -> None:
+def served(before: Contents, after: Contents, own: Iterable[str]) -> dict[str, Any]:
+    """What the stack was made from, to be compared with at the next ``up``.  Pure.
+
+    As it is after the run, so that what the stack itself wrote is no reason to run it again; but
+    a tracked file that changed meanwhile may be the user's edit, which came too late to be served:
+    it counts as it was before.  One that changed during the run before (``own``) as well is the
+    stack's own.
+    """
+    changed = what_changed(before.tracked, after.tracked)
+    files = after.files
+    for name in set(changed) - set(own):
+        files.pop(name, None)
+        if name in before.tracked:
+            files[name] = before.tracked[name]
+    return {"inputs": parts(files), "changed": changed[:MOST_CHANGED]}
+
+
+def _start(ctx: Context, command: StackCommand, inputs: Mapping[str, str]) -> None:
     if command.service:
         ctx.guest.service("stack", command.command)
         return
     tries = max(0, ctx.settings.up_retries)
-    key = {"boot": boot_of(ctx), "inputs": inputs_of(ctx)}
+    # Not what git does not know: the stack may be writing it while a worker is killed, and what
+    # runs would not be joined.
+    key = {"boot": boot_of(ctx), "inputs": parts(inputs)}
     while True:
         try:
             run_unit(ctx, "stack", command.command, key={**key, "tries": tries})
@@ -106,25 +130,44 @@ def _not_as_left(left: dict[str, str], ctx: Context) -> str:
     return ""
 
 
-def inputs_of(ctx: Context) -> dict[str, str]:
-    """A digest for each part of the worktree that the stack is built from.
+@dataclass(frozen=True)
+class Contents:
+    """What the stack may be built from: each file's digest, by its name in the worktree."""
 
-    A part is a top-level name: enough to say what changed, and the record stays small.
-    """
+    tracked: dict[str, str]
+    """Files that are asked for by name, tracked by git, or seeds."""
+    new: dict[str, str]
+    """What git neither tracks nor ignores."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {**self.new, **self.tracked}
+
+
+def contents(ctx: Context) -> Contents:
+    """The inputs as they are now: ``[up] inputs``, else all that git does not ignore and seeds."""
+    prints = fingerprints(ctx)
     if ctx.settings.up_inputs:
-        names = globbed(ctx.worktree.path, ctx.settings.up_inputs)
-    else:
-        names = [*tracked_and_new(ctx.worktree), *seed_paths(ctx)]
-        # Plain doit keeps its own record in the worktree, whoever ignores it or not.
-        names = [name for name in names if not name.startswith(".doit.db")]
-    files = fingerprints(ctx).of(names)
-    parts: dict[str, list[Any]] = {}
-    for name, content in files.items():
-        parts.setdefault(name.split("/", 1)[0], []).append((name, content))
-    return {part: digest(rows) for part, rows in sorted(parts.items())}
+        return Contents(prints.of(globbed(ctx.worktree.path, ctx.settings.up_inputs)), {})
+    tracked, new = tracked_and_new(ctx.worktree)
+    # Plain doit keeps its own record in the worktree, whoever ignores it or not.
+    new = [name for name in new if not name.startswith(".doit.db")]
+    return Contents(prints.of([*tracked, *seed_paths(ctx)]), prints.of(new))
 
 
-def what_changed(old: dict[str, str], new: dict[str, str]) -> str:
-    """The names that differ, at most three."""
-    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+def parts(files: Mapping[str, str]) -> dict[str, str]:
+    """One digest for each top-level name: enough to say what changed; the record stays small."""
+    rows: dict[str, list[Any]] = {}
+    for name, content in sorted(files.items()):
+        rows.setdefault(name.split("/", 1)[0], []).append((name, content))
+    return {part: digest(entries) for part, entries in sorted(rows.items())}
+
+
+def what_changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The names that differ."""
+    return [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+
+
+def told(names: Sequence[str]) -> str:
+    """At most three of them."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -134,11 +134,27 @@ def load(
         if not tolerant or error.code != Code.CONFIG:
             raise
         settings = settings_without_project(error)
-    pick = instance.claim if claim else instance.look
-    mine = pick(tree, settings.vm_prefix)
-    driver = drivers.load(settings.driver)
+    wanted = settings.driver or drivers.default()
+    if claim:
+        mine = instance.claim(tree, settings.vm_prefix, wanted)
+    else:
+        mine = instance.look(tree, settings.vm_prefix)
+    name = driver_of(mine) or wanted
+    if name != wanted and claim and drivers.load(name).status(mine.name).state == "absent":
+        instance.change_driver(mine, wanted)  # there is nothing yet that another one made
+        name = wanted
+    if settings.driver and name != wanted:
+        text = f"this VM was made by the driver {name}; only `vmoat destroy` lets {wanted} make it"
+        settings = replace(settings, warnings=(*settings.warnings, text))
+    driver = drivers.load(name)
     store = StageStore(mine.folder if mine.claimed else paths.vms_dir() / ".none")
     return Context(settings, tree, mine, driver, store)
+
+
+def driver_of(mine: instance.Instance) -> str:
+    """The driver on record of a VM; "" for one that nobody has claimed."""
+    owner = instance.read_owner(mine.name) if mine.claimed else None
+    return owner.driver if owner else ""
 
 
 def settings_without_project(error: VmoatError) -> config.Settings:

@@ -118,32 +118,34 @@ def _read(path: str, info: os.stat_result) -> str:
     return hasher.hexdigest()
 
 
-def tracked_and_new(tree: Worktree) -> list[str]:
+def tracked_and_new(tree: Worktree) -> tuple[list[str], list[str]]:
     """What git tracks, and what it neither tracks nor ignores, below the worktree."""
     names: list[str] = []
+    new: list[str] = []
     # With -s, tracked files stand behind "MODE OBJECT STAGE<tab>", others alone.
     rows = tree.git("ls-files", "-z", "-s", "--cached", "--others", "--exclude-standard")
     for row in rows.split("\0"):
         tracked = _TRACKED.match(row)
         name = row[tracked.end() :] if tracked else row
         if tracked and tracked[1] == "160000":
-            names += [f"{name}/{sub}" for sub in _submodule(tree.path / name)]
+            for known, found in zip((names, new), _submodule(tree.path / name), strict=True):
+                known += [f"{name}/{sub}" for sub in found]
         # "folder/" is another repository inside the worktree: none of this one's inputs
         elif name and not name.endswith("/"):
-            names.append(name)
-    return names
+            (names if tracked else new).append(name)
+    return names, new
 
 
 _TRACKED = re.compile(r"([0-7]{6}) [0-9a-f]{40,64} [0-3]\t")
 
 
-def _submodule(folder: Path) -> list[str]:
+def _submodule(folder: Path) -> tuple[list[str], list[str]]:
     if not (folder / ".git").exists():
-        return []
+        return [], []
     try:
         return tracked_and_new(find(folder))
     except VmoatError:
-        return []
+        return [], []
 
 
 def globbed(root: Path, patterns: Sequence[str]) -> list[str]:

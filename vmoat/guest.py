@@ -8,12 +8,10 @@ functions (in ``vmoat.stages``, ``vmoat.facts`` and ``vmoat.usercommand``).
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import shlex
 import subprocess
-import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,6 +186,9 @@ class Guest:
 
     def put(self, files: Sequence[File]) -> None:
         """Write files as root, folders made as need be, in one round trip."""
+        import io
+        import tarfile
+
         pack = io.BytesIO()
         with tarfile.open(fileobj=pack, mode="w") as tar:
             for file in files:

@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmoat import paths
@@ -47,6 +47,8 @@ class Owner:
     vm_id: str
     git_dir: Path
     worktree: Path
+    driver: str = ""
+    """The driver that the VM was claimed for."""
 
     def holds_id(self) -> bool:
         """Whether the worktree still is there and still names this VM."""
@@ -99,7 +101,8 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     if worktree.linked and owner.git_dir == worktree.git_dir:
         _refuse_copy(worktree, owner)
     if follow:
-        _write_owner(found[1], Owner(found[0], worktree.git_dir, worktree.path))
+        moved = Owner(found[0], worktree.git_dir, worktree.path, owner.driver)
+        _write_owner(found[1], moved)
     return Instance(found[1], found[0])
 
 
@@ -124,18 +127,18 @@ def _link(folder: Path) -> str:
         return ""
 
 
-def claim(worktree: Worktree, prefix: str) -> Instance:
-    """The worktree's VM; gives it a name of its own when it has none."""
+def claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
+    """The worktree's VM; gives it a name of its own, and its driver, when it has none."""
     mine = known(worktree)
     if mine is not None:
         return mine
     with _claims():
-        return known(worktree) or _claim(worktree, prefix)
+        return known(worktree) or _claim(worktree, prefix, driver)
 
 
-def _claim(worktree: Worktree, prefix: str) -> Instance:
+def _claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
     vm_id = secrets.token_hex(8)
-    owner = Owner(vm_id, worktree.git_dir, worktree.path)
+    owner = Owner(vm_id, worktree.git_dir, worktree.path, driver)
     plain = plain_name(worktree.path, prefix)
     tail = 0
     name = plain
@@ -175,6 +178,13 @@ def look(worktree: Worktree, prefix: str) -> Instance:
     return Instance(name, "0" * 16, claimed=False)
 
 
+def change_driver(instance: Instance, driver: str) -> None:
+    """Another driver will make this VM."""
+    owner = read_owner(instance.name)
+    if owner is not None:
+        _write_owner(instance.name, replace(owner, driver=driver))
+
+
 def release(instance: Instance) -> None:
     """Forget a destroyed VM: its state folder, and the id file that names it."""
     owner = read_owner(instance.name)
@@ -191,8 +201,8 @@ def read_owner(name: str) -> Owner | None:
         return None
     if len(rows) < 3:
         return None
-    vm_id, git_dir, worktree = (os.fsdecode(row) for row in rows[:3])
-    return Owner(vm_id, Path(git_dir), Path(worktree))
+    vm_id, git_dir, worktree, driver = (os.fsdecode(row) for row in [*rows, b""][:4])
+    return Owner(vm_id, Path(git_dir), Path(worktree), driver)
 
 
 def _read_id(git_dir: Path) -> tuple[str, str] | None:
@@ -236,8 +246,9 @@ def _set_aside(name: str, holder: Owner) -> None:
 
 
 def _write_owner(name: str, owner: Owner) -> None:
-    rows = (owner.vm_id.encode(), os.fsencode(owner.git_dir), os.fsencode(owner.worktree))
-    _write_atomically(paths.vm_dir(name) / "owner", b"\n".join(rows) + b"\n")
+    rows = (owner.vm_id, owner.git_dir, owner.worktree, owner.driver)
+    data = b"".join(os.fsencode(row) + b"\n" for row in rows)
+    _write_atomically(paths.vm_dir(name) / "owner", data)
 
 
 def _write_atomically(target: Path, content: str | bytes) -> None:

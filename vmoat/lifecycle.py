@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from collections import deque
 from dataclasses import dataclass
 
 from vmoat.config.detect import detect
@@ -10,6 +12,8 @@ from vmoat.errors import Code, VmoatError
 
 DOWN_LIMIT = 60.0
 """Seconds for CMD_DOWN; compose gives each container ten to end."""
+
+LAST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def stack_command(ctx: Context) -> StackCommand:
 
 
 def stop_stack(ctx: Context) -> None:
-    """Run CMD_DOWN in a VM that answers; raises VmoatError where it fails."""
+    """Run CMD_DOWN in a VM that answers; raises STAGE, with its last lines, where it fails."""
     try:
         command = stack_command(ctx)
     except VmoatError:
@@ -50,12 +54,19 @@ def stop_stack(ctx: Context) -> None:
         return
     if command.service:
         ctx.guest.stop_stage("stack")
-    if command.down:
-        ctx.guest.run(login(command.down), timeout=DOWN_LIMIT)
-
-
-def login(line: str) -> str:
-    """A shell line as the project's commands are run: by a login shell."""
-    import shlex
-
-    return f"exec bash -lc {shlex.quote(line)}"
+    if not command.down:
+        return
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    ctx.refresh_guest()
+    # In capitals: no stage of a project's can have that name.
+    code = ctx.guest.stage(
+        "CMD_DOWN", command.down, attempt=secrets.token_hex(8), on_line=last.append,
+        timeout=DOWN_LIMIT,
+    )  # fmt: skip
+    if code != 0:
+        raise VmoatError(
+            f"`{command.down}` failed with exit code {code}",
+            hint="[down] command (CMD_DOWN) says how the stack is stopped",
+            code=Code.STAGE,
+            details=tuple(last),
+        )

@@ -65,6 +65,7 @@ INNER = 'cd -- "$1" || exit; eval "shift 2;$2"'
 
 START = """\
 d={folder} log={log} u={unit} want={attempt}
+exec 9>/run/vmoat/$u.lock && flock -w 30 9
 cg=/sys/fs/cgroup/system.slice/$u/cgroup.events
 state=gone
 read -r was 2>/dev/null <$d/attempt || was=
@@ -75,6 +76,7 @@ if [ "$was" = "$want" ]; then
   read -r of rc 2>/dev/null <$d/rc && [ "$of" = "$want" ] && state=done
 fi
 """
+# The lock: a killed worker's session may still be about to launch what the next one asks for.
 # `while … done <missing` prints through the shell itself, hence 2>/dev/null before each `<`.
 
 LAUNCH = """\
@@ -97,6 +99,7 @@ launch() {{
 """
 
 FOLLOW = """\
+exec 9>&-
 echo "vmoat:state $state" >&2
 if [ $state = done ]; then
   tail -c +{start} $log

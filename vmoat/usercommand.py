@@ -1,7 +1,7 @@
 """The user's own commands in the guest: `vmoat ssh`, `exec`, `test`.
 
 They run at the worktree's path in a login shell, on our own standard streams, in one ssh session
-whose only programs are sshd's shell (it becomes the login shell) and the command.
+whose only programs are sshd's shell, the login shell and the command.
 
 A random id in ``VMOAT_EXEC`` marks the processes of a command: signals find its process group by
 it.  Where this process is killed outright (kill -9), a watchdog of ours sends that group HUP and
@@ -30,16 +30,17 @@ if TYPE_CHECKING:
     from vmoat.guest import Guest
 
 EXEC = (
-    'cd -- "$1" || { echo "vmoat: the worktree is not there in the VM" >&2; exit 125; }; '
-    # Signals are for the command; this shell stays to say how it ended.
+    "export {env}; "
+    'cd -- {cwd} || {{ echo "vmoat: the worktree is not there in the VM" >&2; exit 125; }}; '
+    # Signals are for the command; this shell, which sshd started, stays to say how it ended.
     "trap : INT TERM HUP; "
-    # A login shell of its own (its files were read by this one), which becomes the command where
-    # the line is one: a shell in between would die of a signal that the command handles, and its
-    # exit code be lost.
-    '( exec bash --login --noprofile -c "$2" ); _vmoat_rc=$?; '
+    # The login shell becomes the command where the line is one: a shell in between would die of a
+    # signal that the command handles, and its exit code be lost.
+    "( exec bash -lc {line} ); _vmoat_rc=$?; "
     # 255 is also what ssh itself ends with: a file tells the two apart.
     '[ "$_vmoat_rc" != 255 ] || : >"/tmp/.vmoat-$VMOAT_EXEC"; exit "$_vmoat_rc"'
 )
+"""One program less than a login shell around a login shell: 50 ms under emulation."""
 
 SIGNAL = """\
 n=0
@@ -68,10 +69,11 @@ def command_line(words: Sequence[str]) -> str:
 def exec_command(line: str, cwd: str, env: Mapping[str, str], marker: str) -> str:
     """What sshd's shell gets to run ``line`` in a login shell; "" is an interactive one."""
     words = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items())
-    start = f"{words} VMOAT_EXEC={marker} exec bash -l".lstrip()
+    words = f"{words} VMOAT_EXEC={marker}".lstrip()
+    folder = shlex.quote(cwd)
     if not line:
-        return f"cd -- {shlex.quote(cwd)}; {start}"
-    return f"{start}c {shlex.quote(EXEC)} bash {shlex.quote(cwd)} {shlex.quote(line)}"
+        return f"cd -- {folder}; {words} exec bash -l"
+    return EXEC.format(env=words, cwd=folder, line=shlex.quote(line))
 
 
 def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping[str, str]) -> int:

@@ -7,6 +7,7 @@ import time
 import uuid
 
 import pytest
+from lab import at_once
 
 from vmoat.errors import Code, VmoatError
 from vmoat.guest import Guest
@@ -39,6 +40,14 @@ def test_a_finished_attempt_keeps_its_exit_code_and_output(guest: Guest, name: s
     assert stage(guest, name, "echo once; exit 3", "a") == (3, ["once"])
     assert stage(guest, name, "echo never", "a") == (3, ["once"])
     assert stage(guest, name, "echo anew", "b", root=True) == (0, ["anew"])
+
+
+def test_two_that_start_one_attempt_at_once_start_it_once(guest: Guest, name: str) -> None:
+    """A killed worker's session may still be about to launch what the next worker asks for."""
+    command = f"echo began >>/tmp/{name}; sleep 1; wc -l </tmp/{name}"
+    with at_once(*[lambda: stage(guest, name, command, "a")] * 3) as answers:
+        pass
+    assert answers == [(0, ["1"])] * 3
 
 
 def test_a_follower_that_loses_its_connection_misses_no_line(guest: Guest, name: str) -> None:

@@ -47,8 +47,10 @@ def test_the_guest_is_rebooted_from_inside(second: Vm) -> None:
 def test_down_and_up_again(lab: Lab, second: Vm) -> None:
     second.ok("docker volume create keepsake")
     began = time.monotonic()
-    assert second.cli("down").returncode == 0
+    done = second.cli("down")
+    assert done.returncode == 0
     lab.figure("down", time.monotonic() - began, "")
+    assert "warning" not in done.stderr, "compose stopped the stack"
     status = second.status()
     assert (status["state"], status["reasons"]) == ("stopped", [])
     assert second.living() == []
@@ -63,9 +65,23 @@ def test_down_and_up_again(lab: Lab, second: Vm) -> None:
     assert "keepsake" in second.ok("docker volume ls -q")
 
 
+def test_the_down_command_runs_where_the_stack_does(second: Vm) -> None:
+    """In the worktree, with the stack's environment; one that fails is told, and ends nothing."""
+    second.up()
+    mark = second.worktree / "build" / "down"
+    line = "echo $PWD $COMPOSE_PROJECT_NAME >build/down; echo last words; exit 3"
+    done = second.cli("down", env={"VMOAT_DOWN_COMMAND": line})
+    assert done.returncode == 0
+    assert "exit code 3" in done.stderr
+    assert "last words" in done.stderr
+    assert mark.read_text() == f"{second.worktree} shop\n"
+    assert second.status()["state"] == "stopped"
+
+
 def test_the_system_disk_is_truncated(second: Vm) -> None:
     """It is made again; what was installed on it has to run again, and the plan says so."""
     disk = second.disks / "system.qcow2"
+    second.up("vm")
     kill(second.processes()["qemu"])
     with open(disk, "r+b") as file:
         file.truncate(disk.stat().st_size // 2)

@@ -99,6 +99,23 @@ def test_an_edit_is_served_after_the_next_up(vm: Vm) -> None:
     assert not {"apt", "script", "prepare", "vm"} & set(vm.ran(since))
 
 
+def test_an_edit_while_the_stack_starts_is_served_after_the_next_up(vm: Vm) -> None:
+    vm.up()
+    line = "docker compose up -d --build; touch build/now; sleep 2"
+    (vm.worktree / "build" / "now").unlink(missing_ok=True)
+    (vm.worktree / PAGE).write_text("in time\n")
+    since = time.time()
+    watcher = vm.start("up", env={"VMOAT_UP_COMMAND": line})
+    wait_until((vm.worktree / "build" / "now").exists, 120)
+    (vm.worktree / PAGE).write_text("too late\n")
+    watcher.communicate(timeout=120)
+    assert page(vm) == "in time"
+    assert vm.ran(since)[0] == "stack"
+    vm.up()
+    assert page(vm) == "too late"
+    assert vm.plan() == {}
+
+
 def test_an_ignored_file_does_not_run_the_stack_again(vm: Vm) -> None:
     vm.up()
     vm.ok("echo more >>out/started; date >build/report")

@@ -20,6 +20,7 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -175,10 +176,13 @@ class FakeGuest:
         timeout: float | None = None, cwd: Any = None, env: Any = None,
     ) -> int:  # fmt: skip
         unit = self.folder / f"unit-{name}"
-        if text(unit / "attempt") != attempt:
-            self._launch(unit, name, command, attempt)
-        else:
-            note(self.folder, f"join {name}")
+        # As in the guest: whoever launches is waited for, though its worker was killed meanwhile.
+        with open(self.folder / f"unit-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if text(unit / "attempt") != attempt:
+                self._launch(unit, name, command, attempt, lock.fileno())
+            else:
+                note(self.folder, f"join {name}")
         die_at(self.folder, name, "middle")
         while not text(unit / "rc"):
             if (unit / "stopped").exists():
@@ -188,28 +192,25 @@ class FakeGuest:
             on_line(line)
         return int(text(unit / "rc"))
 
-    def _launch(self, unit: Path, name: str, command: str, attempt: str) -> None:
-        import shutil
-
-        shutil.rmtree(unit, ignore_errors=True)
-        unit.mkdir(parents=True)
+    def _launch(self, unit: Path, name: str, command: str, attempt: str, lock: int) -> None:
         rc = text(self.folder / f"fail-{name}", "0")
         slow = text(self.folder / "slow", "0")
         if name == "apt":
             command = "echo installing"
         line = (
+            f"rm -rf {unit}; mkdir {unit}; echo $$ >{unit}/pid; echo {attempt} >{unit}/attempt; "
+            f"echo {name} >>{self.folder}/ran; exec {lock}>&-; "
             f"sleep {slow}; cd {shlex.quote(str(self.worktree))} && ({command}) >{unit}/log 2>&1;"
             f" rc=$?; [ {rc} = 0 ] || rc={rc}; echo {name} >>{self.folder}/ended; "
             f"echo $rc >{unit}/rc.new; mv {unit}/rc.new {unit}/rc"
         )
-        note(self.folder, name)
         process = subprocess.Popen(
-            ["setsid", "sh", "-c", line], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            ["bash", "-c", line], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True, pass_fds=(lock,),
         )  # fmt: skip
         STARTED.append(process)  # nobody waits for it here
-        (unit / "pid").write_text(str(process.pid))
-        (unit / "attempt").write_text(attempt)
+        while text(unit / "attempt") != attempt:
+            time.sleep(0.005)
 
     def stop_stage(self, name: str) -> None:
         unit = self.folder / f"unit-{name}"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import World, git, repository
-from vmoat.tasks.stack import inputs_of, what_changed
+from vmoat.tasks.stack import Contents, contents, parts, served, told, what_changed
 
 from vmoat import worktree
 from vmoat.fingerprint import Fingerprints, globbed, tracked_and_new
 
 
 def look(world: World) -> dict[str, str]:
-    return inputs_of(world.context(claim=False))
+    return parts(contents(world.context(claim=False)).files)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_is_an_edit(world: World, name: str, change: object, seen: str) -> 
     file = world.tree / name
     file.parent.mkdir(exist_ok=True)
     change(file)  # type: ignore[operator]
-    assert what_changed(before, look(world)) == seen
+    assert told(what_changed(before, look(world))) == seen
 
 
 def test_an_edit_right_after_the_look_with_the_same_size_is_seen(homes: Path) -> None:
@@ -77,8 +77,10 @@ def test_submodules_count_and_nested_repositories_do_not(homes: Path) -> None:
     outer = repository(homes / "outer", {"b": "1"})
     git(outer, "submodule", "add", "-q", str(inner), "sub")
     repository(outer / "nested", {"c": "1"})
-    names = tracked_and_new(worktree.find(outer))
-    assert sorted(names) == [".gitmodules", "b", "sub/a"]
+    (outer / "sub" / "fresh").write_text("1")
+    tracked, new = tracked_and_new(worktree.find(outer))
+    assert sorted(tracked) == [".gitmodules", "b", "sub/a"]
+    assert new == ["sub/fresh"]
 
 
 def test_globs_name_files_and_folders(world: World) -> None:
@@ -98,12 +100,43 @@ def test_five_thousand_files_that_did_not_change_cost_no_wait(homes: Path) -> No
         os.utime(file, (old, old))
     tree = worktree.find(folder)
     time.sleep(2.1)  # younger files are read each time
-    first = Fingerprints(folder, homes / "cache").of(tracked_and_new(tree))
+    first = Fingerprints(folder, homes / "cache").of(tracked_and_new(tree)[0])
     best = 9.9
     for _ in range(3):
         started = time.process_time()
-        again = Fingerprints(folder, homes / "cache").of(tracked_and_new(tree))
+        again = Fingerprints(folder, homes / "cache").of(tracked_and_new(tree)[0])
         best = min(best, time.process_time() - started)
     assert again == first
     assert len(again) == 5_000
     assert best < 0.1, "20,000 in 0.4 s of the processor"
+
+
+# --- what changed while the stack started
+
+
+def test_an_edit_while_the_stack_starts_is_served_next_time() -> None:
+    before = Contents({"src/a": "1", "b": "1"}, {})
+    after = Contents({"src/a": "2", "b": "1"}, {})
+    record = served(before, after, ())
+    assert record["changed"] == ["src/a"]
+    assert what_changed(record["inputs"], parts(after.files)) == ["src"]
+
+
+def test_what_the_stack_writes_each_time_does_not_run_it_for_ever() -> None:
+    """A tracked file that changed in two runs after each other is the stack's own."""
+    first = served(Contents({"lock": "1"}, {}), Contents({"lock": "2"}, {}), ())
+    second = Contents({"lock": "3"}, {})
+    again = served(Contents({"lock": "2"}, {}), second, first["changed"])
+    assert what_changed(again["inputs"], parts(second.files)) == []
+
+
+def test_what_git_does_not_know_is_the_stacks_own() -> None:
+    after = Contents({"a": "1"}, {"made/by/it": "1"})
+    record = served(Contents({"a": "1"}, {}), after, ())
+    assert (record["changed"], record["inputs"]) == ([], parts(after.files))
+
+
+def test_a_tracked_file_that_came_or_went_while_the_stack_started() -> None:
+    after = Contents({"came": "1"}, {})
+    record = served(Contents({"gone": "1"}, {}), after, ())
+    assert what_changed(record["inputs"], parts(after.files)) == ["came", "gone"]

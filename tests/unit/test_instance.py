@@ -18,7 +18,7 @@ VALID = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 
 
 def claim(folder: Path, prefix: str = "wt-") -> instance.Instance:
-    return instance.claim(worktree.find(folder), prefix)
+    return instance.claim(worktree.find(folder), prefix, "qemu")
 
 
 @pytest.mark.parametrize(
@@ -219,3 +219,25 @@ def test_the_quick_answer_is_the_slow_one_or_none(
     git(world.repo, "worktree", "move", "--force", str(world.tree), str(moved))
     monkeypatch.chdir(moved)
     assert quick.name() == ""
+
+
+def test_a_vm_stays_with_the_driver_that_made_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... whatever the settings say later, also for `destroy NAME`, and through a move."""
+    before = claim(world.tree)
+    git(world.repo, "worktree", "move", str(world.tree), str(world.root / "moved"))
+    world.tree = world.root / "moved"
+    assert claim(world.tree) == before
+    owner = instance.read_owner(before.name)
+    assert owner is not None
+    assert owner.driver == "qemu"
+    world.set("disk", "made")
+    monkeypatch.setenv("VMOAT_DRIVER", "colima")
+    ctx = world.context()
+    assert any("made by the driver qemu" in warning for warning in ctx.settings.warnings)
+    (world.place / "disk").unlink()
+    assert world.context().settings.warnings == ()
+    owner = instance.read_owner(before.name)
+    assert owner is not None
+    assert owner.driver == "colima"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmoat.drivers import Owner, Share, VmSpec
-from vmoat.drivers.qemu import shares
+from vmoat.drivers.qemu import look, shares
 from vmoat.errors import VmoatError
 
 
@@ -144,6 +144,6 @@ def test_the_users_shares_stand_at_their_own_paths(top: Path, empty: Path, tmp_p
 
 
 def test_a_mount_that_is_gone_is_noticed() -> None:
-    assert shares.missing_mounts(os.getpid(), ["/proc", "/not/there"]) == ["/not/there"]
-    assert shares.missing_mounts(1 << 30, ["/x"]) == [], "no such process: status says so elsewhere"
-    assert shares._unescape("/a\\040b\\134c") == "/a b\\c"
+    assert look.missing_mounts(os.getpid(), ["/proc", "/not/there"]) == ["/not/there"]
+    assert look.missing_mounts(1 << 30, ["/x"]) == [], "no such process: status says so elsewhere"
+    assert look._unescape("/a\\040b\\134c") == "/a b\\c"

@@ -51,7 +51,6 @@ def test_kill_9_of_the_worker_costs_no_finished_stage(
         assert f"join {stage}" in world.events()
 
 
-@pytest.mark.long  # seen once on a loaded machine: the stack's command ran a second time
 def test_kill_9_at_any_moment(world: World) -> None:
     """From outside, blindly, again and again: it gets done, and nothing twice."""
     world.context()

@@ -12,7 +12,7 @@ from vmoat.commands import context
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.lifecycle import stack_command, stop_stack
-from vmoat.output import Output
+from vmoat.output import Output, printable
 from vmoat.state import VmLock, require_lock
 
 MAX_RUNS = 5
@@ -218,6 +218,8 @@ def shut_down(ctx: Context, out: Output) -> None:
         stop_stack(ctx)
     except VmoatError as error:
         out.warn(f"the stack did not stop by itself: {error.message}")
+        for line in error.details:
+            out.say(f"  {printable(line)}")
     with contextlib.suppress(VmoatError):
         ctx.guest.close()
     ctx.driver.stop(ctx.instance.name)
@@ -259,7 +261,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
     _cancel_worker(mine)
     lock = require_lock(mine.folder, "`destroy`", wait=10)
     try:
-        _remove("", mine)
+        _remove(owner.driver, mine)
     finally:
         lock.free()
     out.say(f"{mine.name}: removed")

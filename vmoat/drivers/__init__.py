@@ -162,6 +162,11 @@ class Driver(Protocol):
         """How to reach a VM that was started; raises VM when it was not."""
 
 
+def default() -> str:
+    """The name of this platform's own driver."""
+    return "qemu"
+
+
 def load(name: str) -> Driver:
     """The driver of that name ("" is this platform's own)."""
     if name in ("", "qemu"):

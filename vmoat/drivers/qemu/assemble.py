@@ -15,6 +15,7 @@ from vmoat.drivers import VmSpec
 from vmoat.drivers.qemu import (
     accel,
     argv,
+    console,
     disks,
     gitview,
     host,
@@ -39,16 +40,6 @@ def program() -> str:
             code=Code.MISSING,
         )
     return proc.which(machine.program) or machine.program
-
-
-def mark(vm_id: str) -> str:
-    """QEMU's name: finds the processes of a start that was killed before it was recorded."""
-    return f"vmoat-{vm_id}"
-
-
-def console_log(name: str) -> Path:
-    """Where the guest's console is kept."""
-    return paths.vm_dir(name) / "console.log"
 
 
 def start_processes(spec: VmSpec, image: Path, kind: str) -> record.Record:
@@ -81,7 +72,7 @@ def start_processes(spec: VmSpec, image: Path, kind: str) -> record.Record:
             ssh_port=entry.ssh_port,
             run_as=who.network,
             open_network=spec.network_open,
-            console_log=console_log(spec.name),
+            console_log=console.log(spec.name),
             log=log,
         )
         open_sockets.enter_context(wires.net)
@@ -122,7 +113,7 @@ def _job(
     return argv.Launch(
         machine=platform.machine(),
         program=program(),
-        name=mark(spec.vm_id),
+        name=record.mark(spec.vm_id),
         cpus=spec.cpus,
         memory_mib=int(spec.memory_gib * 1024),
         accel=entry.accel,
@@ -131,7 +122,7 @@ def _job(
         exports=tuple(plan.exports),
         qmp_fd=qmp_fd,
         sandboxed=spec.walls,
-        console_log=str(console_log(spec.name)),
+        console_log=str(console.log(spec.name)),
         ssh_port=entry.ssh_port,
         extra=spec.extra_args,
     )

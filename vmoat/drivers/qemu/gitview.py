@@ -18,11 +18,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmoat import proc
 from vmoat.drivers import VmSpec
-from vmoat.drivers.qemu.sandbox import Bind
-from vmoat.drivers.qemu.shares import GIT, Export, Plan
+
+if TYPE_CHECKING:
+    from vmoat.drivers.qemu.shares import Plan
 
 _LIVE = ("objects", "refs", "logs", "info", "hooks", "lfs", "annex", "branches", "reftable")
 _COPIED_FOLDERS = ("rebase-merge", "rebase-apply", "sequencer")  # come and go
@@ -268,6 +270,9 @@ def add_git(spec: VmSpec, plan: Plan, folder: Path) -> list[tuple[str, str]]:
 
     Returns what the guest binds from the export to its own path: (place in the export, path).
     """
+    from vmoat.drivers.qemu.sandbox import Bind
+    from vmoat.drivers.qemu.shares import GIT, Export
+
     inside_worktree = spec.common_dir.is_relative_to(spec.worktree)
     borrowed = alternates(spec.common_dir / "objects")
     binds: list[Bind] = []

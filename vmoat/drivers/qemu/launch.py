@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmoat import proc
-from vmoat.drivers.qemu import network, sandbox
-from vmoat.drivers.qemu.process import Process, start_time
+from vmoat.drivers.qemu import console, network, sandbox
+from vmoat.drivers.qemu.process import Process
 from vmoat.errors import Code, VmoatError
 
 _INFO_SECONDS = 20.0
@@ -107,7 +107,7 @@ def sandboxed(
             "the sandbox around QEMU could not be made",
             hint="`vmoat doctor` looks for the cause",
             code=Code.VM,
-            details=last_lines(log, 6),
+            details=console.last_lines(log, 6),
         ) from error
 
 
@@ -165,28 +165,3 @@ def start_network(
         add(Process.of("guard", pid))
     os.close(console_fd)
     return Wires(inside, console)
-
-
-def last_lines(path: Path, count: int = 12) -> tuple[str, ...]:
-    """The end of a log, printable."""
-    try:
-        data = path.read_bytes()[-16384:]
-    except OSError:
-        return ()
-    text = data.decode(errors="replace").replace("\r", "")
-    lines = ["".join(c for c in line if c.isprintable() or c == "\t") for line in text.splitlines()]
-    return tuple(line for line in lines if line.strip())[-count:]
-
-
-def strays(mark: str) -> list[Process]:
-    """Processes of the VM with this name (``-name``): of a start that was killed half way."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if f"guest={mark}".encode() in words and start_time(int(entry)):
-                found.append(Process.of("stray", int(entry)))
-    return found

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vmoat import paths
 from vmoat.drivers import VmStatus
-from vmoat.drivers.qemu import disks, process, qmp, record, shares
-from vmoat.drivers.qemu.waiting import console_text
+from vmoat.drivers.qemu import console, disks, process, qmp, record
 from vmoat.errors import VmoatError
 
 STATUS_SECONDS = 1.0
@@ -76,7 +75,7 @@ def _ended(name: str, found: record.Record, facts: VmStatus, reasons: list[str])
         why = "the host was restarted under it"
     elif found.phase == "starting":
         why = "its start was interrupted"
-    elif "reboot: Power down" in console_text(name)[-4000:]:
+    elif "reboot: Power down" in console.text(name)[-4000:]:
         return replace(facts, state="broken" if reasons else "stopped", reasons=tuple(reasons))
     else:
         why = "QEMU ended: it was killed, or it failed"
@@ -101,9 +100,9 @@ def _alive(
             f"its network process `{one}` ended" for one in ("guard", "passt") if one not in living
         ]
         reasons += [
-            f"the wall over {path.removeprefix(shares.ROOT)} is gone: "
+            f"the wall over {path.removeprefix(record.SHARES)} is gone: "
             "the host replaced what it stood on"
-            for path in shares.missing_mounts(qemu.pid, found.wanted)
+            for path in missing_mounts(qemu.pid, found.wanted)
         ]
     if state == "io-error":
         free = free_bytes(paths.disks_dir(name))
@@ -120,3 +119,22 @@ def _alive(
     if reasons:
         return replace(facts, state="broken", reasons=tuple(reasons))
     return replace(facts, state="starting" if found.phase == "starting" else "running")
+
+
+def missing_mounts(pid: int, wanted: list[str]) -> list[str]:
+    """Which of the mount points are not there (any more) in that process's namespace.
+
+    The kernel drops a mount when the host replaces the file under it by another (rename).
+    """
+    try:
+        text = Path(f"/proc/{pid}/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
+    except OSError:
+        return []
+    there = {_unescape(line.split(" ", 5)[4]) for line in text.splitlines()}
+    return [path for path in wanted if path not in there]
+
+
+def _unescape(path: str) -> str:
+    for code, char in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        path = path.replace("\\" + code, char)
+    return path

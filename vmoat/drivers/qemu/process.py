@@ -59,6 +59,20 @@ class Process:
             os.kill(self.pid, number)
 
 
+def strays(mark: str) -> list[Process]:
+    """Processes of the VM with this name (QEMU's ``-name``), recorded or not."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"guest={mark}".encode() in words and start_time(int(entry)):
+                found.append(Process.of("stray", int(entry)))
+    return found
+
+
 def wait_gone(processes: Iterable[Process], timeout: float) -> bool:
     """Wait until none of them lives; False when time is up."""
     left = [process for process in processes if process.alive()]

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vmoat import paths
+from vmoat.drivers import SshEndpoint
 from vmoat.drivers.qemu.process import Process, host_boot
+from vmoat.errors import Code, VmoatError
+
+SHARES = "/vm/share"
+"""In the sandbox: the folder of the shares' mount points."""
 
 
 @dataclass
@@ -45,6 +50,11 @@ class Record:
         return [process for process in self.processes if process.alive()]
 
 
+def mark(vm_id: str) -> str:
+    """QEMU's name: finds the processes of a start that was killed before it was recorded."""
+    return f"vmoat-{vm_id}"
+
+
 def path(name: str) -> Path:
     return paths.vm_dir(name) / "driver.toml"
 
@@ -73,3 +83,16 @@ def write(name: str, record: Record) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(target)
+
+
+def ssh_endpoint(name: str) -> SshEndpoint:
+    """See ``Driver.ssh_endpoint``."""
+    found = read(name)
+    if found is None or not found.ssh_port:
+        raise VmoatError(
+            f"the VM {name} was never started", hint="`vmoat up` starts it", code=Code.VM
+        )
+    keys = paths.vm_dir(name) / "ssh"
+    return SshEndpoint(
+        "127.0.0.1", found.ssh_port, found.user, keys / "id_ed25519", keys / "known_hosts"
+    )

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmoat.drivers import VmSpec
+from vmoat.drivers.qemu import record
 from vmoat.drivers.qemu.sandbox import Bind
 from vmoat.errors import Code, VmoatError
 
-ROOT = "/vm/share"
+ROOT = record.SHARES
 GIT = "/vm/git"
 
 
@@ -154,22 +155,3 @@ def add_shares(spec: VmSpec, plan: Plan) -> None:
         )
         plan.exports.append(export)
         plan.binds.append(Bind(str(share.path), export.inside, writable=share.writable))
-
-
-def missing_mounts(pid: int, wanted: list[str]) -> list[str]:
-    """Which of the mount points are not there (any more) in that process's namespace.
-
-    The kernel drops a mount when the host replaces the file under it by another (rename).
-    """
-    try:
-        text = Path(f"/proc/{pid}/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
-    except OSError:
-        return []
-    there = {_unescape(line.split(" ", 5)[4]) for line in text.splitlines()}
-    return [path for path in wanted if path not in there]
-
-
-def _unescape(path: str) -> str:
-    for code, char in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
-        path = path.replace("\\" + code, char)
-    return path

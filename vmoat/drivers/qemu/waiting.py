@@ -6,8 +6,7 @@ import socket
 import time
 
 from vmoat import paths
-from vmoat.drivers.qemu import accel, launch, process, record
-from vmoat.drivers.qemu.assemble import console_log
+from vmoat.drivers.qemu import accel, console, process, record
 from vmoat.errors import Code, VmoatError
 
 BOOT_SECONDS = 300.0
@@ -23,23 +22,15 @@ _PANICS = 4
 (int3 oops); it restarts by itself (``panic=1``).  So many in one start are no accident."""
 
 
-def console_text(name: str) -> str:
-    """What the guest's console said, "" when nothing."""
-    try:
-        return console_log(name).read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def no_life(name: str, entry: record.Record) -> str:
     """Wait for the guest's first line; why it did not come, or ""."""
     qemu = entry.process("qemu")
     deadline = time.monotonic() + accel.LIFE_SECONDS
     while time.monotonic() < deadline:
-        if _LIFE in console_text(name):
+        if _LIFE in console.text(name):
             return ""
         if qemu is None or not qemu.alive():
-            words = launch.last_lines(paths.vm_dir(name) / "qemu.log", 1)
+            words = console.last_lines(paths.vm_dir(name) / "qemu.log", 1)
             return words[-1] if words else "QEMU ended at once"
         time.sleep(0.1)
     return f"the guest {SILENT} {accel.LIFE_SECONDS:g} s"
@@ -52,10 +43,10 @@ def wait_for_ssh(name: str, entry: record.Record) -> None:
         _still_well(name, entry, began)
         # passt burns a core over a connection given up before the guest answered it: so the
         # guest's own word is awaited first
-        if _READY in console_text(name) and _banner(entry.ssh_port):
+        if _READY in console.text(name) and _banner(entry.ssh_port):
             break
         time.sleep(0.1)
-    if "vmoat-boot: cannot mount" in (text := console_text(name)):
+    if "vmoat-boot: cannot mount" in (text := console.text(name)):
         lines = [line for line in text.splitlines() if "vmoat-boot: cannot" in line]
         raise VmoatError(
             "the VM runs, but could not mount what it shares with the host",
@@ -74,14 +65,14 @@ def _still_well(name: str, entry: record.Record, began: float) -> None:
     for one in entry.processes:
         if not one.alive():
             process.reap([one])
-            words = launch.last_lines(log) or launch.last_lines(console_log(name))
+            words = console.last_lines(log) or console.last_lines(console.log(name))
             raise VmoatError(
                 f"{one.name} ended while the VM was starting",
                 hint=f"its words are in {log}",
                 code=Code.VM,
                 details=words,
             )
-    text = console_text(name)
+    text = console.text(name)
     dead = next((word for word in _DEAD if word in text), "")
     if text.count("end Kernel panic") >= _PANICS:
         dead = "its kernel panics"
@@ -90,14 +81,14 @@ def _still_well(name: str, entry: record.Record, began: float) -> None:
             f"the guest cannot start: {dead}",
             hint="its disk is damaged: `vmoat destroy`, then `vmoat up`, makes it anew",
             code=Code.VM,
-            details=launch.last_lines(console_log(name)),
+            details=console.last_lines(console.log(name)),
         )
     if time.monotonic() - began > BOOT_SECONDS:
         raise VmoatError(
             f"the VM's ssh did not answer within {BOOT_SECONDS:g} s",
             hint="`vmoat logs --console` shows how far it came",
             code=Code.VM,
-            details=launch.last_lines(console_log(name)),
+            details=console.last_lines(console.log(name)),
         )
 
 
