@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 from vmoat.context import Context
-from vmoat.errors import VmoatError
 from vmoat.guestwork import run_unit
 from vmoat.stage import Stage
 from vmoat.state import Values
@@ -54,15 +53,15 @@ for name in {names}; do
 done
 [ -n "$missing" ] || {{ echo "all installed"; exit 0; }}
 lists=/var/lib/apt/lists
+# What a stopped or crashed installation left half done, dpkg itself refuses to work with.
+mend() {{
+  dpkg --configure -a && apt-get -o DPkg::Lock::Timeout=300 -y -f install
+}}
+[ -z "$(ls -A /var/lib/dpkg/updates)" ] || mend
 install() {{
   apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends $missing
 }}
 fresh=$(find "$lists" -maxdepth 0 -mtime -7 2>/dev/null)
 if [ -n "$fresh" ] && install; then exit 0; fi
-apt-get -o DPkg::Lock::Timeout=300 update && install
+mend && apt-get -o DPkg::Lock::Timeout=300 update && install
 """
-
-
-def unknown_package(error: VmoatError) -> bool:
-    """Whether apt said that a package does not exist."""
-    return any("Unable to locate package" in line for line in error.details)

@@ -21,7 +21,5 @@ def work(ctx: Context) -> Values:
     for seed in seeds(ctx):
         if seed.state == "copy":
             copy(seed)
-            ctx.say(f"copied {seed.path}")
-        elif seed.state == "missing":
-            ctx.say(f"warning: the seed {seed.path} is in neither checkout")
+            ctx.notice(f"copied {seed.path}")
     return {}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vmoat import space
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.fingerprint import globbed, tracked_and_new
-from vmoat.guestwork import boot_of, fingerprints, run_unit
+from vmoat.guestwork import attempt_key, boot_now, boot_of, fingerprints, required_facts, run_unit
 from vmoat.lifecycle import StackCommand, stack_command
 from vmoat.seeds import seed_paths
 from vmoat.stage import Stage, digest
-from vmoat.state import Values
+from vmoat.state import Values, write_atomically
 
 DEPENDENCY_FAILED = re.compile(
     r"dependency failed to start|is unhealthy|dependency .* (exited|is not running)", re.IGNORECASE
@@ -53,19 +56,43 @@ def check(ctx: Context, values: Values) -> str:
 
 def work(ctx: Context) -> Values:
     command = stack_command(ctx)
-    ctx.say(f"{command.source}: {command.command}")
+    ctx.notice(command.told())
+    space.require(ctx)
     ctx.guest.run("systemctl start docker", root=True, timeout=180)
-    before = contents(ctx)
-    _start(ctx, command, before.tracked)
+    own = ctx.store.values("stack").get("changed", ())
+    key = {"boot": boot_now(ctx)}
+    before = as_it_began(ctx, command, key)
+    _start(ctx, command, key)
     ctx.forget_facts()
-    facts = ctx.facts()
-    containers = {c.id: c.name for c in facts.containers if c.state == "running"} if facts else {}
+    facts = required_facts(ctx)
+    record = served(before, contents(ctx), own)
+    late = sorted(set(record["changed"]) - set(own))
+    if late:
+        ctx.notice(f"{told(late)} changed while it started: the next `vmoat up` serves that")
     return {
         "command": command.command,
-        "boot": boot_of(ctx),
-        "containers": containers,
-        **served(before, contents(ctx), ctx.store.values("stack").get("changed", ())),
+        "boot": key["boot"],
+        "containers": {c.id: c.name for c in facts.containers if c.state == "running"},
+        **record,
     }
+
+
+def as_it_began(ctx: Context, command: StackCommand, key: Mapping[str, str]) -> Contents:
+    """The inputs as they were when this attempt began.
+
+    Kept in a file, for an attempt that a killed worker began is joined and not begun anew.
+    """
+    file = ctx.instance.folder / "stack-inputs.json"
+    attempt = attempt_key("stack", command.command, key)
+    if ctx.store.attempted("stack") == attempt:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(file.read_bytes())
+            if kept["attempt"] == attempt:
+                return Contents(dict(kept["tracked"]), {})
+    now = contents(ctx)
+    data = json.dumps({"attempt": attempt, "tracked": now.tracked})
+    write_atomically(file, data.encode("utf-8", "surrogatepass"))
+    return now
 
 
 def served(before: Contents, after: Contents, own: Iterable[str]) -> dict[str, Any]:
@@ -85,24 +112,22 @@ def served(before: Contents, after: Contents, own: Iterable[str]) -> dict[str, A
     return {"inputs": parts(files), "changed": changed[:MOST_CHANGED]}
 
 
-def _start(ctx: Context, command: StackCommand, inputs: Mapping[str, str]) -> None:
+def _start(ctx: Context, command: StackCommand, key: Mapping[str, str]) -> None:
     if command.service:
         ctx.guest.service("stack", command.command)
         return
     tries = max(0, ctx.settings.up_retries)
-    # Not what git does not know: the stack may be writing it while a worker is killed, and what
-    # runs would not be joined.
-    key = {"boot": boot_of(ctx), "inputs": parts(inputs)}
     while True:
         try:
-            run_unit(ctx, "stack", command.command, key={**key, "tries": tries})
+            with space.watched(ctx, "stack"):
+                run_unit(ctx, "stack", command.command, key=key)
             return
         except VmoatError as error:
             first_start = any(DEPENDENCY_FAILED.search(line) for line in error.details)
             if error.code != Code.STAGE or not tries or not first_start:
                 raise _with_containers(ctx, error) from error
             tries -= 1
-            ctx.say("a dependency restarted while it initialised: once more ([up] retries)")
+            ctx.notice("a dependency restarted while it initialised: once more ([up] retries)")
 
 
 def _with_containers(ctx: Context, error: VmoatError) -> VmoatError:
@@ -125,7 +150,8 @@ def _not_as_left(left: dict[str, str], ctx: Context) -> str:
         found = now.get(container_id)
         if found is None:
             return f"the container {name} is gone"
-        if found.state != "running":
+        # One that has done its work (a migration) was still at it when the stack was looked at.
+        if found.state != "running" and (found.state != "exited" or found.exit_code != 0):
             return f"the container {name} is {found.state}"
     return ""
 

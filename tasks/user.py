@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmoat.config.stages import UserStage
 from vmoat.context import Context
-from vmoat.guestwork import boot_of, inputs_digest, run_unit
+from vmoat.guestwork import boot_now, boot_of, inputs_digest, run_unit
 from vmoat.stage import Stage, digest
 from vmoat.state import Values
 
@@ -18,7 +18,7 @@ def stage(entry: UserStage, after: tuple[str, ...]) -> Stage:
             "run": digest(entry.run),
             "inputs": inputs_digest(ctx, entry.inputs),
             "disk": ctx.status.disk,
-            "boot": boot_of(ctx),
+            "boot": boot_now(ctx),
         }
         run_unit(ctx, entry.name, entry.run, key=values)
         return values
@@ -30,7 +30,7 @@ def why(ctx: Context, entry: UserStage, values: Values) -> str:
     """The reason to run a stage of the project's."""
     if not values:
         return "never run"
-    if entry.every == "up":
+    if entry.every == "up" and entry.name not in ctx.joined:
         return 'every = "up"'
     if values.get("disk") != ctx.status.disk:
         return "a new disk"

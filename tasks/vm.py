@@ -8,6 +8,7 @@ from typing import Any
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
 from vmoat.errors import VmoatError
+from vmoat.guestwork import required_facts
 from vmoat.lifecycle import stop_stack
 from vmoat.stage import Stage
 from vmoat.state import Values
@@ -44,12 +45,12 @@ def work(ctx: Context) -> Values:
     recorded = values.get("spec", {}) if values.get("boot") == status.boot else {}
     changed = what_changed(recorded, facts_of(ctx.spec)) if recorded else ""
     if running and changed:
-        ctx.say(f"{changed}: the VM is restarted")
+        ctx.notice(f"{changed}: the VM is restarted")
         with contextlib.suppress(VmoatError):
             stop_stack(ctx)
         ctx.driver.stop(ctx.instance.name)
-    elif status.state == "running" and recorded and ctx.facts() is None:
-        ctx.say("ssh does not answer: the VM is restarted")
+    elif status.state == "running" and recorded and not answers(ctx):
+        ctx.notice("ssh does not answer: the VM is restarted")
         ctx.driver.stop(ctx.instance.name, timeout=20)
     elif status.state == "running" and "vm" in ctx.forced:
         ctx.say("--force: the VM is restarted")
@@ -61,7 +62,7 @@ def work(ctx: Context) -> Values:
     # running on the deleted ones.  The start ends it, and makes what is missing.
     if ctx.status.state != "broken":
         ctx.driver.create(ctx.spec, ctx.say)
-    ctx.driver.start(ctx.spec, ctx.say)
+    ctx.driver.start(ctx.spec, ctx.notice)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
     status = ctx.status
@@ -72,6 +73,15 @@ def work(ctx: Context) -> Values:
         "spec": facts_of(ctx.spec),
         "made": status.disk,
     }
+
+
+def answers(ctx: Context) -> bool:
+    """Whether the guest answers, given time: a busy one is no reason to restart what runs in it."""
+    try:
+        required_facts(ctx)
+    except VmoatError:
+        return False
+    return True
 
 
 def facts_of(spec: VmSpec) -> dict[str, Any]:
@@ -112,10 +122,13 @@ def what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first thing that a restart is needed for; "" where the VM is as asked."""
     for key, name in _NAMES.items():
         was, now = old.get(key), new[key]
-        if key in ("masked", "gitlinks"):
+        if key == "disk":
+            if now > (was or 0):  # a disk never shrinks
+                return f"{name}: {was} → {now}"
+        elif key in ("masked", "gitlinks"):
             # One that is gone needs no restart; a new one is not walled off yet.
             if set(now) - set(was or ()):
                 return name
         elif was != now:
-            return f"{name}: {was} → {now}" if key in ("cpus", "memory", "disk") else name
+            return f"{name}: {was} → {now}" if key in ("cpus", "memory") else name
     return ""

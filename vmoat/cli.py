@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 
-from vmoat.errors import Code, VmoatError
+from vmoat.errors import Code, as_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmoat.errors import VmoatError
     from vmoat.output import Output
 
 EXACT = ("test", "exec", "ssh")
@@ -24,6 +25,7 @@ EXACT = ("test", "exec", "ssh")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         known = _known_name() if words == ["name"] else ""
         if known:
@@ -37,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 13  # SIGPIPE
     except KeyboardInterrupt:
         return int(Code.INTERRUPTED)
+
+
+def _open_streams() -> None:
+    """Started with a closed descriptor (`>&-`), Python has no stream at all: nobody listens."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _known_name() -> str:
@@ -63,48 +72,15 @@ def _run(words: list[str]) -> int:
         code = int(getattr(module, args.command.target)(args, out))
         out.stdout.flush()
         return code
-    except VmoatError as error:
-        return _failed(out, command, error)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        return _failed(out, command, system_error(error))
-    except Exception:
-        return _failed(out, command, defect())
+    except Exception as error:
+        return _failed(out, command, as_error(error))
 
 
 def _failed(out: Output, command: str, error: VmoatError) -> int:
     out.error(error)
     return exit_code(command, error)
-
-
-def system_error(error: OSError) -> VmoatError:
-    """The error of a file or folder that nothing nearer to it has explained."""
-    import errno
-
-    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    hints = {
-        errno.ENOSPC: "make room on this disk",
-        errno.EDQUOT: "make room within this user's quota",
-        errno.EROFS: "name writable folders in XDG_STATE_HOME and XDG_DATA_HOME",
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    }
-    return VmoatError(
-        f"{place}{error.strerror or error}",
-        hint=hints.get(error.errno or 0, "`vmoat doctor` checks this machine"),
-        code=Code.MISSING,
-    )
-
-
-def defect() -> VmoatError:
-    """The error of a mistake in vmoat itself; its place stands under it, for the report."""
-    import traceback
-
-    return VmoatError(
-        "vmoat itself failed; this is a defect",
-        hint="please report it with these lines and what `vmoat logs --bundle DIR` writes",
-        details=traceback.format_exc().splitlines()[-15:],
-    )
 
 
 def _drop_stdout() -> None:

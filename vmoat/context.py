@@ -38,7 +38,11 @@ class Context:
     store: StageStore
     say: Callable[[str], None] = lambda line: None
     """Takes a line of the running stage."""
+    notice: Callable[[str], None] = lambda line: None
+    """Takes what a person should still see when the stage is over."""
     forced: frozenset[str] = frozenset()
+    joined: frozenset[str] = frozenset()
+    """Stages that were done in a run which this command has joined."""
     _status: VmStatus | None = None
     _facts: Facts | None = None
     _asked: bool = False
@@ -257,4 +261,5 @@ def open_guest(ctx: Context) -> Guest:
         paths.runtime_dir(ctx.instance.vm_id),
         ctx.worktree.path,
         guest_environment(ctx),
+        forward_agent=ctx.settings.ssh_forward_agent,
     )

@@ -51,3 +51,40 @@ class VmoatError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def as_error(error: Exception) -> VmoatError:
+    """Whatever was raised, as the one class that is shown."""
+    if isinstance(error, VmoatError):
+        return error
+    return system_error(error) if isinstance(error, OSError) else defect(error)
+
+
+def system_error(error: OSError) -> VmoatError:
+    """The error of a file or folder that nothing nearer to it has explained."""
+    import errno
+    import os
+
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    hints = {
+        errno.ENOSPC: "make room on this disk",
+        errno.EDQUOT: "make room within this user's quota",
+        errno.EROFS: "name writable folders in XDG_STATE_HOME and XDG_DATA_HOME",
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    }
+    return VmoatError(
+        f"{place}{error.strerror or error}",
+        hint=hints.get(error.errno or 0, "`vmoat doctor` checks this machine"),
+        code=Code.MISSING,
+    )
+
+
+def defect(error: Exception) -> VmoatError:
+    """The error of a mistake in vmoat itself; its place stands under it, for the report."""
+    import traceback
+
+    return VmoatError(
+        "vmoat itself failed; this is a defect",
+        hint="please report it with these lines and what `vmoat logs --bundle DIR` writes",
+        details="".join(traceback.format_exception(error)).splitlines()[-15:],
+    )

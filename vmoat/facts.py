@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmoat import stages
+from vmoat import clock, stages
 
 MARK = "\x1e"
 """Starts each section of the answer; JSON never holds it unescaped."""
@@ -56,8 +56,9 @@ class Container:
     ports: tuple[tuple[int, int], ...]
     """(published, inside) for tcp"""
     restarts: int = 0
-    """Asked with ``inspect`` only, like ``started``."""
-    started: str = ""
+    """Asked with ``inspect`` only, which is done for those that have just started."""
+    up_seconds: float = float("inf")
+    """Since its last start; ``inf`` from a minute on, and for one that does not run."""
 
     @property
     def failed(self) -> bool:
@@ -127,9 +128,9 @@ def _unit(name: str) -> str:
     return f"unit {shlex.quote(name)} {shlex.quote(unit)} {folder}\n"
 
 
-def script(probe: Probe) -> str:
-    """The bash text that answers a probe."""
-    parts = [IDS]
+def script(probe: Probe, now: float) -> str:
+    """The bash text that answers a probe; ``now`` is the host's time."""
+    parts = [clock.step(now) + "\n", IDS]
     if probe.units:
         parts.append(UNIT + "".join(_unit(name) for name in probe.units))
     if probe.health_url:
@@ -203,8 +204,16 @@ def _container(entry: Mapping[str, Any], more: Mapping[str, Any] | None) -> Cont
             )
         ),
         restarts=int(more.get("RestartCount", 0)) if more else 0,
-        started=str((more.get("State") or {}).get("StartedAt", "")) if more else "",
+        up_seconds=_up_seconds(status),
     )
+
+
+def _up_seconds(status: str) -> float:
+    """From dockerd's words: ``Up Less than a second``, ``Up 5 seconds``, ``Up 3 minutes``."""
+    found = re.match(r"Up (Less than|\d+) (?:a )?second", status)
+    if found is None:
+        return float("inf")
+    return float(found[1]) if found[1].isdigit() else 0.0
 
 
 def _listening(text: str) -> Iterable[int]:

@@ -152,5 +152,8 @@ def globbed(root: Path, patterns: Sequence[str]) -> list[str]:
     """The files that the patterns name, relative to the worktree; a folder stands for all in it."""
     names: list[str] = []
     for pattern in patterns:
+        if pattern == ".":
+            names.append(".")
+            continue
         names += [str(path.relative_to(root)) for path in root.glob(pattern)]
     return names

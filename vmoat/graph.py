@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmoat.config import stages as declared
 from vmoat.context import Context, load
-from vmoat.errors import Code, VmoatError
+from vmoat.errors import Code, VmoatError, as_error
 from vmoat.stage import Stage
 from vmoat.state import RunLog, StageStore, require_lock
 
@@ -125,18 +125,18 @@ def make_task(ctx: Context, stage: Stage, caught: list[VmoatError]) -> Task:
         nonlocal reason
         try:
             reason = stage.why(ctx)
-        except VmoatError as error:
+        except Exception as error:
             # The work will say what is wrong; a check only decides whether to do it.
-            reason = error.message
+            reason = as_error(error).message
         return not reason
 
     def work() -> Any:
         try:
             return stage.run(ctx)
-        except VmoatError as error:
-            caught.append(error)
-            # doit would print a traceback for an exception that it does not know.
-            return TaskFailed(error.message)
+        except Exception as error:
+            caught.append(as_error(error))
+            # doit would print a traceback, and lose it: the worker has no terminal.
+            return TaskFailed(caught[-1].message)
 
     return Task(
         stage.name,
@@ -359,6 +359,7 @@ def make_plugin_loader() -> Any:
             if cmd.name == "run":
                 self._ctx = load(Path.cwd())
                 self._ctx.say = lambda line: print(line, file=sys.stderr)
+                self._ctx.notice = self._ctx.say
                 self._ctx.driver.check(walls=self._ctx.settings.walls)
                 self._lock = require_lock(self._ctx.instance.folder, "doit")
                 self._ctx.store.reload()

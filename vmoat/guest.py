@@ -168,7 +168,7 @@ class Guest:
             rest = replace(probe, docker=False, health_url="" if here else probe.health_url)
             try:
                 root = self.connection.alive(root=True)
-                answer = self.run(_facts.script(rest), root=root, timeout=timeout).out
+                answer = self.run(_facts.script(rest, time.time()), root=root, timeout=timeout).out
             except VmoatError as error:
                 if last or error.code != Code.VM:
                     raise

@@ -6,12 +6,17 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from vmoat import space
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.facts import Facts
 from vmoat.fingerprint import Fingerprints, globbed
 from vmoat.stage import digest
 
 LAST_LINES = 15
+
+ANSWER_LIMIT = 60.0
+"""Seconds for a guest that is busy to let us in, before it counts as lost."""
 
 
 def run_unit(
@@ -25,7 +30,7 @@ def run_unit(
     fails.
     """  # fmt: skip
     ctx.refresh_guest()
-    attempt = ctx.store.attempt(name, digest(name, command, key))
+    attempt = ctx.store.attempt(name, attempt_key(name, command, key))
     last: deque[str] = deque(maxlen=LAST_LINES)
 
     def on_line(line: str) -> None:
@@ -39,12 +44,20 @@ def run_unit(
     ctx.running_unit = ""
     if code != 0:
         ctx.store.attempt_failed(name, f"it failed last time (exit code {code})")
+        no_room = space.complaint(ctx.guest)
         raise VmoatError(
-            f"`{name}` failed with exit code {code}",
-            hint=f"its whole output: `vmoat logs --stage {name}`; `vmoat up` tries again",
+            f"`{name}` failed with exit code {code}" + (f": {no_room.message}" if no_room else ""),
+            hint=no_room.hint
+            if no_room
+            else f"its whole output: `vmoat logs --stage {name}`; `vmoat up` tries again",
             code=Code.STAGE,
             details=tuple(last),
         )
+
+
+def attempt_key(name: str, command: str, key: Any) -> str:
+    """What an attempt is known by: the same work is joined, other work begins anew."""
+    return digest(name, command, key)
 
 
 def fingerprints(ctx: Context) -> Fingerprints:
@@ -67,3 +80,20 @@ def boot_of(ctx: Context) -> str:
     """
     facts = ctx.facts()
     return f"{ctx.status.boot}/{facts.boot_id}" if facts else ""
+
+
+def boot_now(ctx: Context) -> str:
+    """The same for what goes on record; raises VM where the guest does not answer."""
+    required_facts(ctx)
+    return boot_of(ctx)
+
+
+def required_facts(ctx: Context) -> Facts:
+    """The guest's facts, for what goes on record; raises VM where it does not answer."""
+    for _ in range(2):
+        facts = ctx.facts()
+        if facts is not None:
+            return facts
+        ctx.forget_facts()
+        ctx.guest.connect(ANSWER_LIMIT)
+    raise ctx.guest.lost()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.lifecycle import stack_command
 
 if TYPE_CHECKING:
     from vmoat.facts import Container, Facts
@@ -21,6 +22,12 @@ POLL = 1.0
 
 RESTARTS = 3
 """A container that was restarted this often will not come up by itself."""
+
+SETTLE = 3.0
+"""Seconds that a container without a healthcheck has to stay up before it counts as well: one
+that dies of its configuration does so at once."""
+CALM = 12.0
+"""The same for one that was restarted again and again: dockerd waits ever longer in between."""
 
 CONTAINER_LINES = 12
 
@@ -41,12 +48,25 @@ def judge(ctx: Context) -> Verdict:
     facts = ctx.facts()
     if facts is None:
         return Verdict(False, "the VM is not running")
-    return judge_facts(facts, ctx.settings.health_url)
+    return judge_facts(facts, ctx.settings.health_url, service=_is_service(ctx))
 
 
-def judge_facts(facts: Facts, url: str) -> Verdict:
+def _is_service(ctx: Context) -> bool:
+    try:
+        return stack_command(ctx).service
+    except VmoatError:
+        return False
+
+
+def stack_containers(facts: Facts) -> list[Container]:
+    """Those that are the stack's: neither `compose run`, nor what somebody started beside it."""
+    containers = [c for c in facts.containers if not c.oneoff]
+    return [c for c in containers if c.project] or containers
+
+
+def judge_facts(facts: Facts, url: str, *, service: bool = False) -> Verdict:
     """The verdict on what the guest said.  Pure."""
-    containers = [c for c in facts.containers if not c.oneoff]  # `compose run` is nobody's stack
+    containers = stack_containers(facts)
     for container in containers:
         if container.failed:
             known = container.exit_code is not None
@@ -55,7 +75,7 @@ def judge_facts(facts: Facts, url: str) -> Verdict:
         if container.restarts >= RESTARTS and container.state in ("restarting", "exited"):
             return Verdict(False, f"{container.name} keeps restarting", container)
     ended = facts.units.get("stack", "").removeprefix("exited ")
-    if ended.isdigit() and ended != "0":  # a service ([up] service): it does not come back
+    if ended.isdigit() and (service or ended != "0"):  # a service does not come back
         return Verdict(False, f"the stack's command ended with exit code {ended}", over=True)
     if url:
         if facts.health_code is not None and 200 <= facts.health_code < 300:
@@ -69,6 +89,10 @@ def judge_facts(facts: Facts, url: str) -> Verdict:
             return Verdict(False, f"{container.name} is {container.state}")
         if container.health in ("starting", "unhealthy"):
             return Verdict(False, f"{container.name} is {container.health}")
+        calm = CALM if container.restarts >= RESTARTS else SETTLE
+        if container.up_seconds < calm and not container.health:
+            again = f", after {container.restarts} restarts" if container.restarts else ""
+            return Verdict(False, f"{container.name} has only just started{again}")
     return Verdict(True)
 
 

@@ -15,16 +15,21 @@ import os
 import re
 import secrets
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmoat import paths
 from vmoat.errors import Code, VmoatError
+from vmoat.state import VmLock
 from vmoat.worktree import Worktree
 
 NAME_LIMIT = 48
 """Characters of a name: a host name holds 63, and colima's profiles add their own prefix."""
+
+CANCEL_LIMIT = 15.0
+"""Seconds for a worker that was cancelled to let go of its VM."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,10 @@ def release(instance: Instance) -> None:
     """Forget a destroyed VM: its state folder, and the id file that names it."""
     owner = read_owner(instance.name)
     shutil.rmtree(instance.folder, ignore_errors=True)
+    if instance.folder.exists():
+        raise VmoatError(
+            f"{instance.folder} could not be removed", hint="remove it by hand", code=Code.VM
+        )
     if owner is not None and owner.holds_id():
         (owner.git_dir / paths.ID_FILE).unlink(missing_ok=True)
 
@@ -241,8 +250,30 @@ def _set_aside(name: str, holder: Owner) -> None:
         # A claim that was killed half way, or a VM that was never made.
         shutil.rmtree(paths.vm_dir(name))
         return
+    _end_work(name)
     aside = f"{name[: NAME_LIMIT - 9]}-{holder.vm_id[:8]}"
     os.rename(paths.vm_dir(name), paths.vm_dir(aside))
+
+
+def _end_work(name: str) -> None:
+    """A worker that still brings up the removed worktree knows its folder by this name."""
+    lock = VmLock(paths.vm_dir(name))
+    cancel(lock)
+    if not lock.take(wait=CANCEL_LIMIT):
+        raise VmoatError(
+            f"the VM {name} of a worktree that was removed is still worked on",
+            hint=f"end the process {lock.holder()}, or wait for it",
+            code=Code.BUSY,
+        )
+    lock.free()
+
+
+def cancel(lock: VmLock) -> None:
+    """Tell whoever works on a VM to stop."""
+    worker = lock.holder()
+    if worker:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(worker, signal.SIGINT)
 
 
 def _write_owner(name: str, owner: Owner) -> None:

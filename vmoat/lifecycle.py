@@ -24,6 +24,12 @@ class StackCommand:
     down: str
     service: bool
     source: str
+    passed_over: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """What will run and why, for a person."""
+        others = f" (passed over: {', '.join(self.passed_over)})" if self.passed_over else ""
+        return f"{self.source}: {self.command}{others}"
 
 
 def stack_command(ctx: Context) -> StackCommand:
@@ -35,7 +41,8 @@ def stack_command(ctx: Context) -> StackCommand:
         return StackCommand(settings.up_command, down, settings.up_service, "configured")
     if found.command:
         service = settings.up_service or found.service
-        return StackCommand(found.command, down, service, f"detected: {found.source}")
+        source = f"detected: {found.source}"
+        return StackCommand(found.command, down, service, source, found.passed_over)
     raise VmoatError(
         "nothing says how this project's stack starts",
         hint='set [up] command = "…" in vmoat.toml (CMD_UP in vmoat.conf), add a compose file, '

@@ -229,10 +229,14 @@ def bare(command: Command) -> Any:
 
 
 def split_rest(command: Command, words: list[str]) -> tuple[list[str], list[str]]:
-    """Our own options, and the words that are passed on; the first ``--`` between is dropped."""
-    taking = {n for a in (*COMMON, *command.args) if "action" not in a.options for n in a.names}
-    flags = {n for a in (*COMMON, *command.args) if "action" in a.options for n in a.names}
-    flags |= {"-h", "--help"}
+    """Our own options, and the words that are passed on; the first ``--`` between is dropped.
+
+    ``-v``, ``-w`` and the like are the test program's here; ours stand before the command.
+    """
+    if words in (["-h"], ["--help"]):
+        return list(words), []
+    taking = {n for a in command.args if "action" not in a.options for n in a.names}
+    flags = {n for a in command.args if "action" in a.options for n in a.names}
     own: list[str] = []
     rest = list(words)
     while rest:

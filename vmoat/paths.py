@@ -67,11 +67,16 @@ def disks_dir(name: str) -> Path:
     By the VM's id, not its name: where the state folder was moved or removed, another VM of that
     name must not come to the disks of this one.
     """
+    return data_home() / "disks" / (vm_id(name) or name)
+
+
+def vm_id(name: str) -> str:
+    """The id of the VM that goes by this name; "" for none."""
     try:
-        vm_id = (vm_dir(name) / "owner").read_text(errors="replace").split("\n", 1)[0]
+        found = (vm_dir(name) / "owner").read_text(errors="replace").split("\n", 1)[0]
     except OSError:
-        vm_id = ""
-    return data_home() / "disks" / (vm_id if vm_id.isalnum() else name)
+        return ""
+    return found if found.isalnum() else ""
 
 
 def images_dir() -> Path:

@@ -79,6 +79,7 @@ def run(
     check: bool = True,
     code: int = Code.STAGE,
     hint: str = "",
+    pass_fds: Sequence[int] = (),
 ) -> Result:
     """Run a program to its end and return what it printed.
 
@@ -97,6 +98,7 @@ def run(
         cwd=os.fspath(cwd) if cwd else None,
         env={**os.environ, **(env or {})},
         start_new_session=True,
+        pass_fds=tuple(pass_fds),
     )
     process = cast("subprocess.Popen[bytes]", started)  # plumbum's, with additions
     try:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
-from vmoat import proc
+from vmoat import clock, proc
 from vmoat.errors import Code, VmoatError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ exit 0
 INNER = 'cd -- "$1" || exit; eval "shift 2;$2"'
 
 START = """\
+{clock}
 d={folder} log={log} u={unit} want={attempt}
 exec 9>/run/vmoat/$u.lock && flock -w 30 9
 cg=/sys/fs/cgroup/system.slice/$u/cgroup.events
@@ -178,10 +179,12 @@ def run_script(job: Job) -> str:
 
 
 def _head(job: Job, service: bool) -> str:
-    names = {"folder": folder(job.name), "log": log_path(job.name), "unit": unit(job.name)}
-    return START.format(**names, attempt=job.attempt) + LAUNCH.format(
-        run=shlex.quote(run_script(job)), remain="no" if service else "yes"
-    )
+    start = START.format(
+        folder=folder(job.name), log=log_path(job.name), unit=unit(job.name), attempt=job.attempt,
+        clock=clock.step(time.time()),
+    )  # fmt: skip
+    remain = "no" if service else "yes"
+    return start + LAUNCH.format(run=shlex.quote(run_script(job)), remain=remain)
 
 
 def start_script(job: Job, *, service: bool = False) -> str:

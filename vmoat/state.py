@@ -12,7 +12,7 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,11 @@ class StageStore:
         if stage in self._table["attempts"]:
             return "its last run was not finished"
         return str(self._table["failed"].get(stage, ""))
+
+    def attempted(self, stage: str) -> str:
+        """The key of the work that was begun and whose end is not known; "" for none."""
+        entry = self._table["attempts"].get(stage)
+        return str(entry.get("key", "")) if isinstance(entry, dict) else ""
 
     def attempt(self, stage: str, key: str) -> str:
         """The id of the attempt at this work: an unfinished one of the same key, or a new one."""
@@ -229,6 +234,7 @@ class RunLog:
         for old in logs[:-KEEP_RUNS]:
             if old != self.file:  # a clock that was set back must not remove the running one
                 old.unlink(missing_ok=True)
+                old.with_suffix(".wishes").unlink(missing_ok=True)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event.  A full disk loses the event, never the work."""
@@ -244,6 +250,33 @@ class RunLog:
             pass
         finally:
             os.close(fd)
+
+    # Wishes: what is asked for while the run works, and nobody stays to see it begin.
+
+    @property
+    def _wishes(self) -> Path:
+        return self.file.with_suffix(".wishes")
+
+    def wish(self, targets: Sequence[str], force: Sequence[str]) -> bool:
+        """Have the run go on with these when it is through; False where it has ended already."""
+        line = json.dumps({"targets": list(targets), "force": list(force)}) + "\n"
+        with open(self._wishes, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if b"closed" in file.read().splitlines():
+                return False
+            file.write(line.encode())
+        return True
+
+    def next_wish(self) -> dict[str, Any] | None:
+        """The oldest wish; without one there will be none: later ones have to start a run."""
+        with open(self._wishes, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            first, _, rest = file.read().partition(b"\n")
+            file.truncate(0)
+            file.write(rest if first else b"closed\n")
+        return dict(json.loads(first)) if first else None
 
     def events(self) -> list[dict[str, Any]]:
         return list(self.follow(lambda: True))
@@ -276,6 +309,24 @@ def current_run(folder: Path) -> RunLog | None:
         return None
     log = RunLog(folder, run_id)
     return log if run_id and log.file.is_file() else None
+
+
+def stage_lines(folder: Path, stage: str) -> list[str]:
+    """What a stage said when it ran last, by the event logs."""
+    logs = sorted((folder / "runs").glob("*.ndjson"), key=lambda file: file.stat().st_mtime)
+    for file in reversed(logs):
+        lines: list[str] | None = None
+        found: list[str] | None = None
+        for event in RunLog(folder, file.stem).events():
+            if event["event"] == "stage_start" and event["stage"] == stage:
+                found = lines = []
+            elif event["event"] == "stage_end":
+                lines = None
+            elif event["event"] in ("line", "notice") and lines is not None:
+                lines.append(str(event["text"]))
+        if found is not None:
+            return found
+    return []
 
 
 def require_lock(folder: Path, what: str, *, wait: float = 2.0) -> VmLock:

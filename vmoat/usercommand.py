@@ -19,18 +19,19 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from vmoat import proc
+from vmoat import clock, proc
 from vmoat.errors import Code, VmoatError
 
 if TYPE_CHECKING:
     from vmoat.guest import Guest
 
 EXEC = (
-    "export {env}; "
+    "{clock}export {env}; "
     'cd -- {cwd} || {{ echo "vmoat: the worktree is not there in the VM" >&2; exit 125; }}; '
     # Signals are for the command; this shell, which sshd started, stays to say how it ended.
     "trap : INT TERM HUP; "
@@ -66,14 +67,19 @@ def command_line(words: Sequence[str]) -> str:
     return rest[0] if len(rest) == 1 else shlex.join(rest)
 
 
-def exec_command(line: str, cwd: str, env: Mapping[str, str], marker: str) -> str:
-    """What sshd's shell gets to run ``line`` in a login shell; "" is an interactive one."""
+def exec_command(
+    line: str, cwd: str, env: Mapping[str, str], marker: str, now: float
+) -> str:
+    """What sshd's shell gets to run ``line`` in a login shell; "" is an interactive one.
+
+    ``now`` is the host's time.
+    """
     words = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items())
     words = f"{words} VMOAT_EXEC={marker}".lstrip()
     folder = shlex.quote(cwd)
     if not line:
-        return f"cd -- {folder}; {words} exec bash -l"
-    return EXEC.format(env=words, cwd=folder, line=shlex.quote(line))
+        return f"{clock.step(now)}cd -- {folder}; {words} exec bash -l"
+    return EXEC.format(clock=clock.step(now), env=words, cwd=folder, line=shlex.quote(line))
 
 
 def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping[str, str]) -> int:
@@ -91,7 +97,8 @@ def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping
     marker = secrets.token_hex(8)
     line = command_line(words)
     master = _identity(guest)
-    argv = guest.argv(exec_command(line, cwd, env, marker), options=("-tt",) if tty else ("-T",))
+    remote = exec_command(line, cwd, env, marker, time.time())
+    argv = guest.argv(remote, options=("-tt",) if tty else ("-T",))
     with _streams_kept(), _watchdog(guest, marker), _signals(guest, marker):
         rc = proc.spawn(
             argv,
@@ -133,7 +140,8 @@ def _settle_255(guest: Guest, marker: str, master: int) -> int:
 
 
 def _kill_argv(guest: Guest, marker: str, name: str, tries: int) -> list[str]:
-    return guest.argv(SIGNAL.format(id=marker, name=name, tries=tries))
+    # As root: the environment of a program that sudo started is root's to read.
+    return guest.argv(SIGNAL.format(id=marker, name=name, tries=tries), root=True)
 
 
 @contextlib.contextmanager

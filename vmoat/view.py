@@ -126,7 +126,7 @@ def plain_line(event: Event) -> str | None:
         return f"✓ {event['stage']} ({clock(event['seconds'])})"
     if kind == "stage_end" and event["outcome"] == "failed":
         return f"✗ {event['stage']} ({clock(event['seconds'])})"
-    if kind == "line":
+    if kind in ("line", "notice"):
         return f"  {printable(event['text'])}"
     if kind == "call":
         return f"+ {event['text']}"
@@ -152,6 +152,8 @@ class LiveView:
         self._progress.take(event)
         if event["event"] == "call":
             self._live.console.print(f"+ {event['text']}", style="dim", markup=False)
+        elif event["event"] == "notice":
+            self._live.console.print(f"[vmoat] {printable(event['text'])}", markup=False)
 
     def tick(self) -> None: ...
 

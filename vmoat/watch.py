@@ -127,15 +127,28 @@ def at_terminal() -> bool:
 
 def active(ctx: Context) -> RunLog | None:
     """The run that works on this VM now."""
-    if not VmLock(ctx.instance.folder).held():
+    holder = VmLock(ctx.instance.folder).holder()
+    log = current_run(ctx.instance.folder) if holder else None
+    if log is None:
         return None
-    log = current_run(ctx.instance.folder)
-    return log if log and not any(e["event"] == "run_end" for e in log.events()) else None
+    events = log.events()
+    if any(e["event"] == "run_end" for e in events):
+        return None
+    # The last run was killed, and something else holds the lock: `down`, plain doit.
+    pids = {e["pid"] for e in events if e["event"] == "run_start"}
+    return log if not pids or holder in pids else None
 
 
 def forced_in(log: RunLog) -> frozenset[str]:
     """The stages that this run was told to do whatever their state."""
     return frozenset(n for e in log.events() if e["event"] == "run_start" for n in e["force"])
+
+
+def done_in(log: RunLog) -> frozenset[str]:
+    """The stages that this run has done."""
+    return frozenset(
+        e["stage"] for e in log.events() if e["event"] == "stage_end" and e["outcome"] == "done"
+    )
 
 
 def follow(ctx: Context, log: RunLog, view: View, *, timeout: float | None = None) -> int:

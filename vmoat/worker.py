@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from vmoat import graph, proc
 from vmoat.context import Context, load
-from vmoat.errors import Code, VmoatError
+from vmoat.errors import Code, VmoatError, as_error
 from vmoat.state import RunLog, VmLock, current_run
 
 LOCK_WAIT = 0.5
@@ -80,11 +79,14 @@ def _main(request: Request, folder: Path) -> int:
     if last is not None and last.run_id != request.seen:
         return int(Code.BUSY)  # somebody was first, and is done already: join that one
     log = RunLog(folder, request.run_id)
-    log.open()
-    log.write("run_start", pid=os.getpid(), targets=request.targets, force=request.force)
-    if request.verbose:
-        proc.set_echo(lambda line: log.write("call", text=line))
-    end = _do(request, log)
+    try:
+        log.open()
+        log.write("run_start", pid=os.getpid(), targets=request.targets, force=request.force)
+        if request.verbose:
+            proc.set_echo(lambda line: log.write("call", text=line))
+        end = _do(request, log)
+    except Cancelled:
+        end = _failure(_cancelled())
     _ignore_signals()  # too late to cancel; the end must be written
     # In this order: a watcher that finds the lock free and no end takes the worker for dead.
     log.write("run_end", **end)
@@ -98,29 +100,27 @@ def _do(request: Request, log: RunLog) -> dict[str, Any]:
         ctx = load(Path(request.path), flags=request.flags)
         ctx.forced = frozenset(request.force)
         ctx.say = lambda line: log.write("line", text=line)
+        ctx.notice = lambda line: log.write("notice", text=line)
         graph.run(ctx, request.targets, log)
+        while (more := log.next_wish()) is not None:
+            ctx.forced = frozenset(more["force"])
+            ctx.forget_facts()
+            graph.run(ctx, more["targets"], log)
         return {"code": int(Code.OK), "message": "", "hint": "", "details": []}
     except Cancelled:
         _ignore_signals()
         _stop_what_runs(ctx)
-        return _failure(
-            VmoatError(
-                "cancelled",
-                hint="`vmoat up` goes on from the last finished stage",
-                code=Code.INTERRUPTED,
-            )
-        )
-    except VmoatError as error:
-        return _failure(error)
-    except Exception:  # The log is the only place where a defect of ours can be seen
-        text = traceback.format_exc()
-        return _failure(
-            VmoatError(
-                "vmoat itself failed; this is a defect",
-                hint=f"please report it with {log.file}",
-                details=text.splitlines()[-15:],
-            )
-        )
+        return _failure(_cancelled())
+    except Exception as error:  # the log is the only place where a defect of ours can be seen
+        return _failure(as_error(error))
+
+
+def _cancelled() -> VmoatError:
+    return VmoatError(
+        "cancelled",
+        hint="`vmoat up` goes on from the last finished stage",
+        code=Code.INTERRUPTED,
+    )
 
 
 def _failure(error: VmoatError) -> dict[str, Any]:

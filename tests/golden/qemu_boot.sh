@@ -6,9 +6,17 @@ mkdir -p /run/vmoat /var/lib/vmoat
 failed=
 say() { echo "vmoat-boot: $*" >/dev/kmsg; }
 there() { mountpoint -q "$1"; }
+own() { # path: folders that lead to it through the user's home are the user's
+  home=${VMOAT_HOME:-/home/$VMOAT_USER} at=$1
+  while case $at in "$home"/*) ;; *) false ;; esac; do
+    chown "$VMOAT_UID:$VMOAT_GID" "$at"
+    at=${at%/*}
+  done
+}
 share() { # kind tag options path
   there "$4" && return
-  mkdir -p "$4" && mount -t "$1" -o "$3" "$2" "$4" || { say "cannot mount $2"; failed=1; }
+  mkdir -p "$4" && own "$4"
+  mount -t "$1" -o "$3" "$2" "$4" || { say "cannot mount $2"; failed=1; }
 }
 borrowed() { # source path
   there "$2" && return
@@ -17,6 +25,7 @@ borrowed() { # source path
 view() { # path: the host's git folder below, this VM's own writes above
   there "$1" && return
   mkdir -p /var/lib/vmoat/git/upper /var/lib/vmoat/git/work "$1"
+  own "$1"
   chown "$VMOAT_UID:$VMOAT_GID" /var/lib/vmoat/git/upper
   mount -t overlay -o "lowerdir=/run/vmoat/git/common,upperdir=/var/lib/vmoat/git/upper,\
 workdir=/var/lib/vmoat/git/work,redirect_dir=off,index=off,metacopy=off,xino=off" vmoat-git "$1" ||

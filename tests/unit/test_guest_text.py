@@ -28,7 +28,7 @@ JOB = stages.Job(
     [
         ("ssh_config", ssh.ssh_config(ENDPOINT, Path("/run/v m%"))),
         ("ssh_block", ssh.ssh_config_block("wt-a", ENDPOINT, Path("/run/v"), forward_agent=True)),
-        ("ssh_exec", exec_command("echo 'hi'", "/w/it's", {"K": "v w"}, "id") + "\n"),
+        ("ssh_exec", exec_command("echo 'hi'", "/w/it's", {"K": "v w"}, "id", 7.5) + "\n"),
         ("ssh_stage_run", stages.run_script(JOB)),
     ],
 )
@@ -80,7 +80,7 @@ def test_one_word_is_a_line_and_several_are_a_list(words: list[str], line: str) 
         stages.stop_script("my stage"),
         stages.run_script(JOB),
         facts.script(
-            facts.Probe(True, ("docker.service", "stack"), "http://a/?b='c'", True, True)
+            facts.Probe(True, ("docker.service", "stack"), "http://a/?b='c'", True, True), 7.5
         ),
     ],
 )
@@ -124,10 +124,10 @@ def test_containers_are_read_from_dockerds_list() -> None:
             {"PrivatePort": 9, "Type": "tcp"},
         ],
     )  # fmt: skip
-    more: dict[str, Any] = {"Id": "f" * 64, "RestartCount": 2, "State": {"StartedAt": "then"}}
+    more: dict[str, Any] = {"Id": "f" * 64, "RestartCount": 2}
     (one,) = facts.containers([listed], {more["Id"]: more})
     assert (one.name, one.project, one.service, one.health) == ("p-web-1", "p", "web", "starting")
-    assert (one.ports, one.restarts, one.started) == (((8080, 80),), 2, "then")
+    assert (one.ports, one.restarts, one.up_seconds) == (((8080, 80),), 2, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,27 @@ URL = "http://localhost/"
         ({"containers": (container(state="restarting", restarts=1),)}, "", False, "restarting"),
         ({"containers": (container(health="starting"),)}, "", False, "is starting"),
         ({"containers": (container(health="healthy"),)}, "", True, ""),
+        ({"containers": (container(up_seconds=1),)}, "", False, "only just started"),
+        ({"containers": (container(up_seconds=1),)}, URL, False, "does not answer"),
+        ({"containers": (container(up_seconds=5, restarts=9),)}, "", False, "after 9 restarts"),
+        ({"containers": (container(up_seconds=30, restarts=9),)}, "", True, ""),
+        ({"containers": (container(up_seconds=1, health="healthy"),)}, "", True, ""),
+        # somebody's own, beside the stack of a compose project
+        ({"containers": (container(), container("x", project="", state="exited", exit_code=1))},
+         "", True, ""),
     ],
 )
 def test_verdicts(facts: dict[str, Any], url: str, healthy: bool, reason: str) -> None:
     verdict = health.judge_facts(Facts(**{"docker": True, **facts}), url)
     assert verdict.healthy == healthy
     assert reason in verdict.reason
+
+
+def test_a_service_that_ended_is_not_well() -> None:
+    facts = Facts(docker=True, units={"stack": "exited 0"})
+    assert health.judge_facts(facts, "").healthy
+    verdict = health.judge_facts(facts, "", service=True)
+    assert (verdict.healthy, verdict.over) == (False, True)
 
 
 def test_a_url_that_never_answers_is_6_after_its_limit(world: World) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import time
 
 import fakes
 import pytest
-from conftest import World
+from conftest import World, git
+
+from vmoat import watch
+from vmoat.state import current_run, require_lock
 
 STAGES = ("image", "vm", "apt", "script", "seed", "gen", "stack", "health")
 UNITS = ("apt", "script", "gen", "stack")
@@ -178,3 +183,103 @@ def test_a_project_whose_config_broke_meanwhile_is_told(world: World) -> None:
     assert world.join(child) == 3
 
     assert fakes.text(world.place / "ran") == ""
+
+
+def test_a_full_disk_in_the_middle_of_a_stage_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no VmoatError too: doit would swallow it."""
+
+    def no_room(*words: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/disk")
+
+    monkeypatch.setattr(fakes.FakeDriver, "create", no_room)
+    assert world.work() == 4
+    assert "/disk: No space left" in str(world.last_end()["message"])
+
+
+def test_a_command_that_writes_a_tracked_file_is_joined_after_kill_9(world: World) -> None:
+    text = (world.tree / "vmoat.toml").read_text()
+    (world.tree / "vmoat.toml").write_text(text.replace("echo up", "date +%N >>app.py"))
+    world.context()
+    world.set("die", "stack end")
+    assert world.work() == 137
+    assert world.work() == 0
+    assert once(world)["stack"] == 1
+    assert (world.tree / "app.py").read_text().count("\n") == 1
+
+
+def test_a_retry_is_joined_after_kill_9(world: World) -> None:
+    """The first start failed of a dependency; the second is the one that a killed worker left."""
+    text = (world.tree / "vmoat.toml").read_text()
+    line = "[ -e out ] || { touch out; echo dependency failed to start; exit 1; }"
+    (world.tree / "vmoat.toml").write_text(text.replace("echo up", line))
+    world.context()
+    world.set("die", "stack end")
+    assert world.work() == 137
+    assert once(world)["stack"] == 2
+    assert world.work() == 0
+    assert once(world)["stack"] == 2
+
+
+def test_a_migration_that_ends_well_is_no_reason_to_run_the_stack_again(world: World) -> None:
+    running = [{"name": "web"}, {"name": "migrate"}]
+    world.context()
+    world.set("containers", json.dumps(running))
+    assert world.work() == 0
+    running[1] |= {"state": "exited", "exit_code": 0}  # type: ignore[dict-item]
+    world.set("containers", json.dumps(running))
+    assert world.work() == 0
+    assert once(world)["stack"] == 1
+
+
+def test_what_is_asked_for_while_a_run_works_is_done_after_it(world: World) -> None:
+    """`up --detach` during `provision`: nobody stays who could ask again."""
+    world.context()
+    world.set("slow", "0.5")
+    pid = world.fork_worker("apt")
+    while "apt" not in world.ran():
+        time.sleep(0.02)
+    world.vmoat("up", "--detach")
+    assert world.join(pid) == 0
+    assert once(world)["stack"] == 1
+    log = current_run(world.context().instance.folder)
+    assert log is not None
+    assert not log.wish(["stack"], []), "a run that is over takes none"
+
+
+def test_a_dead_run_is_not_what_another_lock_holder_works_on(world: World) -> None:
+    ctx = world.context()
+    world.set("die", "script start")
+    assert world.work() == 137
+    lock = require_lock(ctx.instance.folder, "down")
+    assert watch.active(ctx) is None
+    lock.free()
+
+
+def test_two_ups_at_once_run_an_every_up_stage_once(world: World) -> None:
+    text = (world.tree / "vmoat.toml").read_text()
+    (world.tree / "vmoat.toml").write_text(text + 'every = "up"\n')
+    world.context()
+    world.set("slow", "0.5")
+    pid = world.fork_worker()
+    while "apt" not in world.ran():
+        time.sleep(0.02)
+    world.vmoat("up")
+    assert world.join(pid) == 0
+    assert once(world) == dict.fromkeys(once(world), 1)
+
+
+def test_a_worker_of_a_removed_worktree_does_not_write_into_the_next_ones_vm(world: World) -> None:
+    world.context()
+    world.set("slow", "1.5")
+    pid = world.fork_worker()
+    while "apt" not in world.ran():
+        time.sleep(0.02)
+    git(world.repo, "worktree", "remove", "--force", str(world.tree))
+    git(world.repo, "worktree", "add", "-q", str(world.tree), "work")
+    after = world.context()
+    assert world.join(pid) == 130
+    assert after.store.values("image") == {}
+    after.store.reload()
+    assert after.store.values("image") == {}

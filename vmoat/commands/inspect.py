@@ -140,7 +140,7 @@ def logs(args: argparse.Namespace, out: Output) -> int:
     if args.console:
         return _console(ctx, args, out)
     if args.stage:
-        return _stage_log(ctx, args)
+        return _stage_log(ctx, args, out)
     return ctx.guest.exec([_stack_line(ctx, args)])
 
 
@@ -167,19 +167,36 @@ def _console(ctx: Context, args: argparse.Namespace, out: Output) -> int:
     return int(Code.OK)
 
 
-def _stage_log(ctx: Context, args: argparse.Namespace) -> int:
+ON_THE_HOST = ("image", "vm", "seed", "health", "tunnel")
+"""Stages whose output is in the event log, not in the VM."""
+
+
+def _stage_log(ctx: Context, args: argparse.Namespace, out: Output) -> int:
     from vmoat import graph
+    from vmoat.output import printable
     from vmoat.stages import log_path
+    from vmoat.state import stage_lines
 
     stages = graph.stages_of(ctx)
     if args.stage not in stages:
         raise graph.unknown_stage(args.stage, stages)
+    if args.stage in ON_THE_HOST or not _running(ctx):
+        said = stage_lines(ctx.instance.folder, args.stage) if ctx.instance.claimed else []
+        for line in said[max(0, len(said) - args.tail) :] if args.tail is not None else said:
+            out.answer(printable(line))
+        if not said:
+            out.say(f"no output of the stage {args.stage} is on record")
+        return int(Code.OK)
     path = shlex.quote(log_path(args.stage))
     lines = f"-n {args.tail}" if args.tail is not None else "-n +1"
     follow = " -F" if args.follow else ""
     missing = shlex.quote(f"no output of the stage {args.stage} is kept in this VM")
     there = f"[ -e {path} ] || {{ echo {missing} >&2; exit 1; }}"
     return ctx.guest.exec([f"{there}; exec sudo tail {lines}{follow} {path}"])
+
+
+def _running(ctx: Context) -> bool:
+    return ctx.status.state == "running"
 
 
 def _stack_line(ctx: Context, args: argparse.Namespace) -> str:

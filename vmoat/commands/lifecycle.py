@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import signal
+import json
+from pathlib import Path
 
 from vmoat import drivers, graph, instance, paths, tunnels, view, watch
 from vmoat.commands import context
@@ -13,7 +13,7 @@ from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.lifecycle import stack_command, stop_stack
 from vmoat.output import Output, printable
-from vmoat.state import VmLock, require_lock
+from vmoat.state import VmLock, read_toml, require_lock, write_toml
 
 MAX_RUNS = 5
 """A run may find that inputs changed while it joined another; it does not chase them for ever."""
@@ -76,6 +76,8 @@ def bring_up(
             log, joined = watch.newer(ctx, seen), True
         if log is None:
             continue
+        if joined and detach and not log.wish(targets, sorted(ctx.forced)):
+            continue  # it has just ended
         if joined and not as_json:
             out.say(f"{ctx.instance.name}: joining the work that goes on")
         if detach:
@@ -88,7 +90,12 @@ def bring_up(
         # Who joined may have asked for more, or have changed a file since: look again.
         ctx.store.reload()
         ctx.forced -= watch.forced_in(log)
-    return int(Code.OK)
+        ctx.joined |= watch.done_in(log)
+    raise VmoatError(
+        f"other work on {ctx.instance.name} came first, {MAX_RUNS} times",
+        hint="`vmoat wait` follows it; `vmoat up` asks again",
+        code=Code.BUSY,
+    )
 
 
 def _up_to_date(ctx: Context, out: Output, *, as_json: bool) -> None:
@@ -99,8 +106,16 @@ def _up_to_date(ctx: Context, out: Output, *, as_json: bool) -> None:
 
 
 def warn(ctx: Context, out: Output) -> None:
-    for text in ctx.settings.warnings:
+    """What is not as the config would have it, and stops nobody."""
+    from vmoat.seeds import seeds
+
+    missing = [missing_seed(seed.path) for seed in seeds(ctx) if seed.state == "missing"]
+    for text in (*ctx.settings.warnings, *missing):
         out.warn(text)
+
+
+def missing_seed(path: str) -> str:
+    return f"the seed {path} is in neither checkout"
 
 
 def closing_words(ctx: Context, out: Output) -> None:
@@ -157,9 +172,15 @@ def notes(ctx: Context) -> list[str]:
     found = []
     with contextlib.suppress(VmoatError):
         command = stack_command(ctx)
-        found.append(f"CMD_UP is {command.command!r} ({command.source})")
+        found.append(f"CMD_UP, {command.told()}")
+    was = ctx.store.values("vm").get("spec", {}).get("disk", 0)
+    if was > ctx.settings.vm_disk:
+        asked = ctx.settings.vm_disk
+        found.append(f"the disk stays at {was} GiB (vm.disk is {asked}): no disk shrinks")
     for seed in seeds(ctx):
-        if seed.state == "there" and differs(seed):
+        if seed.state == "missing":
+            found.append(missing_seed(seed.path))
+        elif seed.state == "there" and differs(seed):
             found.append(f"the seed {seed.path} differs from the main checkout's (left as it is)")
     return found
 
@@ -179,7 +200,11 @@ def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
 
     log = current_run(ctx.instance.folder)
     if log is None:
-        out.say(f"{ctx.instance.name}: nothing was ever started; `vmoat up` does")
+        nothing = "nothing was ever started"
+        if as_json:
+            out.answer(json.dumps({"event": "run_end", "code": 0, "message": nothing}))
+        else:
+            out.say(f"{ctx.instance.name}: {nothing}; `vmoat up` does")
         return int(Code.OK)
     ends = [event for event in log.events() if event["event"] == "run_end"]
     if not ends:
@@ -199,12 +224,15 @@ def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
 def down(args: argparse.Namespace, out: Output) -> int:
     """CMD_DOWN, power off; the disks stay."""
     ctx = context(args, claim=False, tolerant=True)
-    warn(ctx, out)
+    for text in ctx.settings.warnings:
+        out.warn(text)
     if ctx.status.state in ("absent", "stopped"):
         out.say(f"{ctx.instance.name}: not running")
         return int(Code.OK)
-    lock = require_lock(ctx.instance.folder, "`down`")
+    instance.cancel(VmLock(ctx.instance.folder))  # what brings it up has nothing left to do
+    lock = require_lock(ctx.instance.folder, "`down`", wait=instance.CANCEL_LIMIT)
     try:
+        write_toml(_volumes_file(ctx.instance), {"names": _volumes(ctx)})
         shut_down(ctx, out)
     finally:
         lock.free()
@@ -234,10 +262,9 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
     if not ctx.instance.claimed:
         out.say(f"{ctx.instance.name}: there is no VM")
         return int(Code.OK)
-    volumes = _volumes(ctx)
-    _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), volumes)
-    _cancel_worker(ctx.instance)
-    lock = require_lock(ctx.instance.folder, "`destroy`", wait=10)
+    _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), _volumes(ctx))
+    instance.cancel(VmLock(ctx.instance.folder))
+    lock = require_lock(ctx.instance.folder, "`destroy`", wait=instance.CANCEL_LIMIT)
     try:
         with contextlib.suppress(VmoatError):
             ctx.guest.close()
@@ -257,9 +284,9 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
             code=Code.USAGE,
         )  # fmt: skip
     mine = instance.Instance(args.name, owner.vm_id)
-    _confirm(args, out, mine.name, str(owner.worktree), ())
-    _cancel_worker(mine)
-    lock = require_lock(mine.folder, "`destroy`", wait=10)
+    _confirm(args, out, mine.name, str(owner.worktree), _volumes_then(mine))
+    instance.cancel(VmLock(mine.folder))
+    lock = require_lock(mine.folder, "`destroy`", wait=instance.CANCEL_LIMIT)
     try:
         _remove(owner.driver, mine)
     finally:
@@ -274,11 +301,20 @@ def _remove(driver: str, mine: instance.Instance) -> None:
 
 
 def _volumes(ctx: Context) -> tuple[str, ...]:
-    """The named volumes in a VM that answers: what a person may miss."""
+    """The named volumes: what a person may miss."""
     if ctx.facts() is None:
-        return ()
+        return _volumes_then(ctx.instance)
     done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
     return tuple(done.out.split())
+
+
+def _volumes_file(mine: instance.Instance) -> Path:
+    return mine.folder / "volumes.toml"
+
+
+def _volumes_then(mine: instance.Instance) -> tuple[str, ...]:
+    """Those that a VM had when it was stopped."""
+    return tuple(map(str, read_toml(_volumes_file(mine)).get("names", ())))
 
 
 def _confirm(
@@ -295,11 +331,3 @@ def _confirm(
         )
     if not out.ask("remove it, with everything in it?"):
         raise VmoatError("nothing was removed", code=Code.INTERRUPTED)
-
-
-def _cancel_worker(mine: instance.Instance) -> None:
-    """A worker that brings up what is to be removed has nothing left to do."""
-    worker = VmLock(mine.folder).holder()
-    if worker:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(worker, signal.SIGINT)

@@ -132,9 +132,11 @@ def image(args: argparse.Namespace, out: Output) -> int:
 
 
 def standing_on(digest: str) -> list[str]:
-    """The VMs whose system disk is an overlay on this image."""
+    """The VMs whose system disk is an overlay on this image; by their ids those without a name."""
+    names = {paths.vm_id(folder.name): folder.name for folder in paths.vms_dir().glob("[!.]*")}
     folders = (paths.data_home() / "disks").glob("*")
-    return sorted(f.name for f in folders if disks.read_record(f).get("image") == digest)
+    users = (f.name for f in folders if disks.read_record(f).get("image") == digest)
+    return sorted(names.get(user, user) for user in users)
 
 
 def _refuse_used(digest: str, what: str, cure: str) -> None:
@@ -214,7 +216,10 @@ def _import(args: argparse.Namespace, mirror: str, out: Output) -> None:
 
 def _digest(args: argparse.Namespace, mirror: str, out: Output) -> None:
     _no_operand(args)
-    out.answer(images.digest(mirror))
+    if args.json:
+        out.json({"digest": images.digest(mirror)})
+    else:
+        out.answer(images.digest(mirror))
 
 
 def _operand(args: argparse.Namespace, what: str) -> str:

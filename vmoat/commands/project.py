@@ -20,7 +20,7 @@ def init(args: argparse.Namespace, out: Output) -> int:
     tree = _tree(args)
     target = tree.path / initial.NAME
     if args.source:
-        source = Path(args.path or ".") / args.source
+        source = (tree.path if args.branch else Path(args.path or ".")) / args.source
         migrated = initial.migrate(source, env=os.environ)
         initial.write_new(target, migrated.text)
         out.answer(str(target))

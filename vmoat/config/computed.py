@@ -5,8 +5,11 @@ Nothing here decides about trust: ``evaluate`` is called by ``vmoat.config.trust
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -233,13 +236,15 @@ def evaluate(project: Project, env: Mapping[str, str]) -> Project:
         # It ends bash's children with it, whose open pipes would keep us waiting otherwise.
         argv = ["timeout", "-k", "1", f"{TIMEOUT:g}", *argv]
     try:
-        result = proc.run(
-            argv,
-            cwd=project.root,
-            env={"HOME": known_variables(env)["HOME"]},
-            timeout=TIMEOUT + 5,
-            check=False,
-        )
+        with _as_it_was_read(project) as (prefix, fds):
+            result = proc.run(
+                [*prefix, *argv],
+                cwd=project.root,
+                env={"HOME": known_variables(env)["HOME"]},
+                timeout=TIMEOUT + 5,
+                check=False,
+                pass_fds=fds,
+            )
         late = result.rc in (124, 137)  # `man timeout`, EXIT STATUS
     except VmoatError as error:
         if error.code != ExitCode.TIMEOUT:
@@ -258,6 +263,36 @@ def evaluate(project: Project, env: Mapping[str, str]) -> Project:
             details=result.last_lines(),
         )
     return replace(project, layers=tuple(_layers(project, _values(fields[:-2]))))
+
+
+@contextlib.contextmanager
+def _as_it_was_read(project: Project) -> Iterator[tuple[list[str], list[int]]]:
+    """A sandbox's arguments (and its open files) in which each file holds the bytes of the digest.
+
+    Trust is for these bytes; on the disk a VM may have put others in their place since, where the
+    host replaced a file that was walled off.  Without bubblewrap no VM runs (or one without
+    walls), and bash reads the files themselves.
+    """
+    from vmoat import proc
+
+    bwrap = proc.which("bwrap")
+    probe = [str(bwrap), "--dev-bind", "/", "/", "true"]
+    if not bwrap or proc.run(probe, check=False, timeout=TIMEOUT).rc != 0:
+        yield [], []
+        return
+    with contextlib.ExitStack() as files:
+        words, fds = probe[:-1], []
+        for name, data in project.contents:
+            if data is None:
+                continue
+            file = files.enter_context(tempfile.TemporaryFile())
+            file.write(data)
+            file.seek(0)
+            fds.append(file.fileno())
+            path = os.path.realpath(project.root / name)
+            mode = "0755" if os.access(path, os.X_OK) else "0644"
+            words += ["--perms", mode, "--ro-bind-data", str(file.fileno()), path]
+        yield [*words, "--chdir", str(project.root), "--"], fds
 
 
 def _values(fields: list[str]) -> dict[str, Value]:

@@ -179,7 +179,7 @@ SETTINGS: tuple[Setting, ...] = (
         "",
         "How the worktree is shared with the VM; without one, the best that passes its check.",
         shell="MOUNT_TYPE",
-        choices=("", "9p", "virtiofs"),
+        choices=("", "9p", "virtiofs", "sshfs"),
         example="9p",
     ),
     Setting(

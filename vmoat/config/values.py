@@ -187,6 +187,14 @@ def _url(setting: Setting, text: str) -> None:
     scheme, found, _ = text.partition("://")
     if (found or setting.default) and scheme.lower() not in ("http", "https"):
         raise Bad(f"must be a http:// or https:// URL, not {show(text)}")
+    from urllib.parse import urlsplit
+
+    try:
+        port = urlsplit(text if found else f"http://{text}").port
+    except ValueError as error:  # a port that is no number, a bracket that is not closed
+        raise Bad(f"must be a URL with a port from 1 to 65535, not {show(text)}") from error
+    if port == 0:
+        raise Bad(f"must be a URL with a port from 1 to 65535, not {show(text)}")
 
 
 def _absolute(text: str, home: str) -> str:
@@ -246,7 +254,13 @@ def _seed_item(item: object, home: str) -> str:
 
 
 def _glob_item(item: object, home: str) -> str:
-    return relative(item) or "."
+    """A pattern that pathlib takes (`**` stands for whole folders); "." is the whole worktree."""
+    pattern = relative(item)
+    if pattern in ("", ".", "**"):
+        return "."
+    if any("**" in part and part != "**" for part in pattern.split("/")):
+        raise Bad(f"`**` must stand alone between slashes, not {show(pattern)}")
+    return pattern
 
 
 def _share_item(item: object, home: str) -> str:

@@ -101,7 +101,7 @@ def _sync(path: Path) -> None:
 
 
 def _temporary(folder: Path, name: str) -> Path:
-    for old in folder.glob(f".new-*-{name}*"):
+    for old in folder.glob(f".new-*-{Path(name).stem}.*"):
         old.unlink(missing_ok=True)  # of one that was killed: the VM's lock is ours
     return folder / f".new-{secrets.token_hex(4)}-{name}"
 
@@ -179,21 +179,28 @@ def create(folder: Path, image: Path, digest: str, gib: int, say: Say) -> None:
         (folder / DATA).unlink(missing_ok=True)
         say(f"making the data disk ({gib} GiB, grows as it is used)")
         make_data(folder, gib)
-        record |= {"data": secrets.token_hex(16)}
+        record |= {"data": secrets.token_hex(16), "filled": str(gib * GIB)}
         write_record(folder, record)
 
 
 def grow(folder: Path, gib: int) -> bool:
     """Make the data disk as large as asked; it never shrinks.  Whether the guest must grow too."""
     disk = folder / DATA
-    if virtual_size(disk) >= gib * GIB:
-        return False
-    proc.run(
-        ["qemu-img", "resize", "-q", "-f", "qcow2", disk, f"{gib}G"],
-        timeout=_IMG_SECONDS,
-        code=Code.VM,
-    )
-    return True
+    if virtual_size(disk) < gib * GIB:
+        proc.run(
+            ["qemu-img", "resize", "-q", "-f", "qcow2", disk, f"{gib}G"],
+            timeout=_IMG_SECONDS,
+            code=Code.VM,
+        )
+    return read_record(folder).get("filled") != str(virtual_size(disk))
+
+
+def filled(folder: Path) -> None:
+    """The guest's file system is as large as its disk: it has booted since."""
+    entry = read_record(folder)
+    size = str(virtual_size(folder / DATA))
+    if entry and entry.get("filled") != size:
+        write_record(folder, entry | {"filled": size})
 
 
 def discard(folder: Path) -> None:

@@ -70,9 +70,10 @@ def end_everything(name: str, vm_id: str) -> None:
 def delete(name: str) -> None:
     """See ``Driver.delete``."""
     found = record.read(name)
-    if found is not None:
-        end_everything(name, found.vm_id)
-        disks.discard(paths.runtime_dir(found.vm_id))
+    # By the owner's file too: the driver's own record may be damaged.
+    for vm_id in {found.vm_id if found else "", paths.vm_id(name)} - {""}:
+        end_everything(name, vm_id)
+        disks.discard(paths.runtime_dir(vm_id))
     disks.discard(paths.disks_dir(name))
     state = paths.vm_dir(name)
     for entry in ("git", "ssh", "empty"):

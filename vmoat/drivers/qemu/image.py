@@ -239,6 +239,8 @@ def _environment() -> dict[str, str]:
 
 def _mmdebstrap(argv: list[str], target: Path, say: Say) -> None:
     last: list[str] = []
+    # On SIGTERM it unmounts and removes its tree: also when this process is killed outright.
+    argv = ["setpriv", "--pdeathsig", "TERM", *argv]
     with open(target, "wb") as tree:
         builder = proc.spawn(
             argv, stdout=tree, stderr=subprocess.PIPE, env=_environment(), detach=False
@@ -388,7 +390,7 @@ def import_(source: Path, say: Say) -> str:
         if done.rc != 0 or not whole or not name.isalnum():
             raise VmoatError(
                 f"{source} is no exported image", code=Code.USAGE, details=done.last_lines(3),
-                hint="`vmoat image export DIGEST FILE` writes one",
+                hint="`vmoat image export FILE` writes one",
             )  # fmt: skip
         with _locked(name, say):
             if not ready(name):

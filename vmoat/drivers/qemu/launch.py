@@ -156,6 +156,7 @@ def start_network(
             ssh_port=ssh_port,
             run_as=run_as,
             options=network.passt_options(passt),
+            open_network=open_network,
         )
         pid = proc.spawn(argv, cwd="/", stderr=errors, pass_fds=(outside.fileno(),)).pid
         add(Process.of("passt", pid))

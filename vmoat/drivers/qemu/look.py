@@ -44,8 +44,9 @@ def status(name: str) -> VmStatus:
     """See ``Driver.status``."""
     folder = paths.disks_dir(name)
     found = record.read(name)
-    disk = disks.read_record(folder).get("system", "")
-    some = (folder / disks.SYSTEM).exists() or (folder / disks.DATA).exists()
+    there = [name for name in (disks.SYSTEM, disks.DATA) if (folder / name).exists()]
+    disk = disks.read_record(folder).get("system", "") if disks.SYSTEM in there else ""
+    some = bool(there)
     if found is None:
         return VmStatus("stopped" if some else "absent", disk=disk)
     facts = VmStatus(

@@ -21,16 +21,20 @@ def passt_argv(
     ssh_port: int,
     run_as: tuple[int, int] | None,
     options: str,
+    open_network: bool = False,
 ) -> list[str]:
     """passt on an open socket; ``options`` is what its ``--help`` says.
 
-    The gateway's address leads nowhere (``--no-map-gw``), nothing comes in but ssh.
+    The gateway's address leads nowhere (``--no-map-gw``) unless the network is to be open: then it
+    is the host's loopback.  Nothing comes in but ssh.
     """
     words = [program, "--foreground", "--quiet", "--fd", str(fd), "--ipv4-only"]
     words += ["--address", netguard.GUEST, "--netmask", str(netguard.PREFIX)]
     words += ["--gateway", netguard.GATEWAY, "--mtu", str(MTU)]
     words += ["--no-dhcp", "--no-dhcpv6", "--no-ndp", "--no-ra"]
-    if "--map-host-loopback" in options:
+    if open_network:
+        pass
+    elif "--map-host-loopback" in options:
         words += ["--map-host-loopback", "none"]
     else:
         words += ["--no-map-gw"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def read(name: str) -> Record | None:
     try:
         found: dict[str, Any] = tomllib.loads(path(name).read_text())
         processes = [Process(str(n), int(p), int(s)) for n, p, s in found.pop("processes", [])]
-        return Record(**found, processes=processes)
+        known = {f.name for f in fields(Record)}  # a newer vmoat may have written more
+        return Record(**{k: v for k, v in found.items() if k in known}, processes=processes)
     except (OSError, ValueError, TypeError):
         return None
 
@@ -74,12 +75,12 @@ def write(name: str, record: Record) -> None:
     import tomli_w
 
     rows = [[process.name, process.pid, process.started] for process in record.processes]
-    fields = {key: value for key, value in vars(record).items() if key != "processes"}
+    values = {key: value for key, value in vars(record).items() if key != "processes"}
     target = path(name)
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = target.with_suffix(".new")
     with open(new, "w") as file:
-        file.write(tomli_w.dumps({**fields, "processes": rows}))
+        file.write(tomli_w.dumps({**values, "processes": rows}))
         file.flush()
         os.fsync(file.fileno())
     new.replace(target)

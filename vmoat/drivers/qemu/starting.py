@@ -122,6 +122,7 @@ def _boot(spec: VmSpec, kind: str, say: Say) -> bool:
             return False
         accel.remember(program, True)
     waiting.wait_for_ssh(spec.name, found)
+    disks.filled(paths.disks_dir(spec.name))
     return True
 
 

@@ -43,9 +43,13 @@ def wait_for_ssh(name: str, entry: record.Record) -> None:
         _still_well(name, entry, began)
         # passt burns a core over a connection given up before the guest answered it: so the
         # guest's own word is awaited first
-        if _READY in console.text(name) and _banner(entry.ssh_port):
+        # One that was up before has said so, in lines that may have been rotated away since.
+        said = entry.phase == "running" or _READY in console.text(name)
+        if said and _banner(entry.ssh_port):
             break
         time.sleep(0.1)
+    if entry.phase == "running":
+        return
     if "vmoat-boot: cannot mount" in (text := console.text(name)):
         lines = [line for line in text.splitlines() if "vmoat-boot: cannot" in line]
         raise VmoatError(
@@ -54,9 +58,8 @@ def wait_for_ssh(name: str, entry: record.Record) -> None:
             code=Code.VM,
             details=lines[-6:],
         )
-    if entry.phase != "running":
-        entry.phase = "running"
-        record.write(name, entry)
+    entry.phase = "running"
+    record.write(name, entry)
 
 
 def _still_well(name: str, entry: record.Record, began: float) -> None:

@@ -1,0 +1,98 @@
+"""A guest whose disk is full: said with the culprit and the command that frees room.
+
+dockerd dies of a full disk and does not start again, and what waits for it waits for ever: so a
+stack's start is watched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+from vmoat.facts import Facts, Probe
+
+if TYPE_CHECKING:
+    from vmoat.guest import Guest
+
+LOW = 32 << 20
+"""Bytes; with less dockerd does not start."""
+
+POLL = 10.0
+"""Seconds between two looks at a guest whose stack starts."""
+
+LARGEST = """\
+for top in / /var/lib/docker; do
+  du -xm --max-depth=3 $top 2>/dev/null
+done | sort -rn | awk '$1 > 100 { print $1 " MiB  " $2 }' | head -n 6
+find / /var/lib/docker -xdev -type f -size +100M -printf '%k %p\\n' 2>/dev/null | sort -rn |
+  awk '{ n = int($1 / 1024); sub(/^[0-9]+ /, ""); print n " MiB  " $0 }' | head -n 4
+"""
+
+CURE = (
+    "`vmoat ssh 'docker system prune -af'` frees images and build cache, `vmoat ssh sudo rm …` a "
+    "file; a larger vm.disk holds from the next `vmoat up` on"
+)
+
+
+def full(facts: Facts) -> list[str]:
+    """The mounts without room."""
+    return [name for name, (_, free) in facts.space.items() if name[:1] == "/" and free < LOW]
+
+
+def complaint(guest: Guest) -> VmoatError | None:
+    """The error of a guest without room; None where there is some."""
+    facts = guest.facts(Probe(space=True))
+    mounts = full(facts)
+    if not mounts:
+        return None
+    rows = guest.run(LARGEST, root=True, check=False, timeout=120).out.splitlines()
+    free = min(facts.space[name][1] for name in mounts)
+    return VmoatError(
+        f"the VM's disk is full: {free >> 20} MiB are free in {' and '.join(mounts)}",
+        hint=CURE,
+        code=Code.STAGE,
+        details=rows,
+    )
+
+
+def require(ctx: Context) -> None:
+    """Raise STAGE where the guest has no room."""
+    error = complaint(ctx.guest)
+    if error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def watched(ctx: Context, unit: str) -> Iterator[None]:
+    """End a unit that waits for a dockerd which a full disk has killed; raises STAGE then."""
+    over = threading.Event()
+    found: list[VmoatError] = []
+    guest = ctx.guest
+
+    def look() -> None:
+        missed = 0
+        while not over.wait(POLL) and not found:
+            with contextlib.suppress(VmoatError):
+                facts = guest.facts(Probe(docker=True, space=True))
+                missed = missed + 1 if full(facts) and not facts.docker else 0
+                error = complaint(guest) if missed > 1 else None
+                if error is not None:
+                    found.append(error)
+                    guest.stop_stage(unit)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except VmoatError as error:
+        over.set()
+        watcher.join(POLL)
+        if found:
+            raise found[0] from error
+        raise
+    finally:
+        over.set()
