@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vmoat.drivers.qemu.virtiofs import C_VERSIONS, DESCRIPTORS, MINIMUM
+
 OK, NOTE, WARNING, MISSING = "ok", "note", "warning", "missing"
 
 BUILD_GIB = 5.0
@@ -69,6 +71,10 @@ class Facts:
     """The group that may open it; "" where it is no group's."""
     kvm_verdict: str = ""
     """A real boot's verdict: ``works``, ``fails``, "" (never tried)."""
+    virtiofs_verdict: str = ""
+    """A guest's verdict on virtiofsd: ``works``, ``fails``, "" (never tried)."""
+    descriptors: int = 1 << 20
+    """How many files one program may have open, at most."""
     cpu_virtualises: bool = True
     memory_gib: tuple[float, float] = (16.0, 16.0)
     """All of it, and what is free for use."""
@@ -268,7 +274,8 @@ def kvm(facts: Facts) -> Verdict:
         if facts.kvm_group in ("", "root"):
             return Verdict(
                 WARNING, says, cure="give it to the group kvm",
-                command="sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm && "
+                command="getent group kvm >/dev/null || sudo groupadd --system kvm; "
+                "sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm && "
                 f"sudo usermod -aG kvm {facts.user}",
             )  # fmt: skip
         return Verdict(WARNING, says, cure="join its group, then log in again",
@@ -318,9 +325,15 @@ def virtiofsd(facts: Facts) -> Verdict:
         return Verdict(NOTE, "virtiofsd is not installed: shares go by 9p")
     version = version_of(facts.programs["virtiofsd"])
     name = f"virtiofsd {_dotted(version)}".strip()
-    # The C one of QEMU before 8, versioned like it, needs root; the Rust one maps owners from 1.13.
-    if (1, 13) <= version < (5,):
-        return Verdict(OK, name)
+    if MINIMUM <= version < (C_VERSIONS,):
+        if facts.virtiofs_verdict == "fails":
+            return Verdict(NOTE, f"{name}: a guest found it to misbehave; shares go by 9p")
+        if facts.descriptors < DESCRIPTORS:
+            return Verdict(
+                NOTE, f"{name}, but at most {facts.descriptors} files may be open: shares go by 9p",
+                cure=f"a hard limit of {DESCRIPTORS} open files or more (ulimit -Hn)",
+            )  # fmt: skip
+        return Verdict(OK, name + ("" if facts.virtiofs_verdict else "; the first boot proves it"))
     return Verdict(NOTE, f"{name} is of no use here: shares go by 9p")
 
 

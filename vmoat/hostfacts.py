@@ -14,11 +14,11 @@ from pathlib import Path
 from vmoat import hostfix, paths, proc
 from vmoat.config.settings import Settings
 from vmoat.doctor import QEMU, Facts
+from vmoat.drivers.qemu import virtiofs
 from vmoat.errors import VmoatError
 
 KEYRINGS = (Path("/usr/share/keyrings"), Path("/etc/apt/trusted.gpg.d"))
 PASST_PROFILE = Path("/etc/apparmor.d/usr.bin.passt")
-VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 
 _PLAIN = ("qemu-img", "mke2fs", "bwrap", "passt", "ssh", "ssh-keygen", "mmdebstrap", "tar", "zstd",
           "newuidmap", "newgidmap")  # fmt: skip
@@ -59,6 +59,8 @@ def gather(settings: Settings) -> Facts:
             for place in (paths.state_home(), paths.data_home(), paths.config_home())
             if not writable(place)
         ),
+        virtiofs_verdict=virtiofs.remembered(),
+        descriptors=virtiofs.descriptors(),
         wsl=wsl(read("/proc/sys/kernel/osrelease")),
         container=container(),
     )
@@ -86,9 +88,8 @@ def programs(machine: str) -> dict[str, str]:
     for name in (qemu, *_VERSIONED):
         if name and proc.which(name):
             found[name] = version_line(name)
-    for place in ("virtiofsd", *VIRTIOFSD):
-        if proc.which(place):
-            found["virtiofsd"] = version_line(place)
+    if place := virtiofs.program():
+        found["virtiofsd"] = version_line(place)
     return found
 
 

@@ -31,6 +31,16 @@ view() { # path: the host's git folder below, this VM's own writes above
 workdir=/var/lib/vmoat/git/work,redirect_dir=off,index=off,metacopy=off,xino=off" vmoat-git "$1" ||
     { say "cannot mount the git view"; failed=1; }
 }
+check() { # a virtiofsd that no guest has tried yet
+  mkdir -p /run/vmoat/check
+  if why=$(mount -t virtiofs -o rw,nosuid,nodev check /run/vmoat/check 2>&1 &&
+    /usr/bin/perl /usr/lib/vmoat/check-share /run/vmoat/check 2>&1); then
+    say "virtiofs is well"
+  else
+    say "virtiofs fails: $why"
+  fi
+  umount -l /run/vmoat/check 2>/dev/null
+}
 modprobe -a -b -q 9pnet_virtio 9p overlay
 share 9p git trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,nodev /run/vmoat/git
 share 9p share0 trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,nodev /srv/data

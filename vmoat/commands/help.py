@@ -25,10 +25,10 @@ def show(args: argparse.Namespace, out: Output) -> int:
         out.answer(parser.overview().rstrip("\n"))
     elif args.topic in parser.BY_NAME:
         out.answer(parser.parser_of(parser.BY_NAME[args.topic]).format_help().rstrip("\n"))
-    elif args.topic == "config":
-        from vmoat.config.reference import reference
+        if args.topic == "config":
+            from vmoat.config.reference import reference
 
-        out.answer(reference().rstrip("\n"))
+            out.answer("\nEvery setting:\n\n" + reference().rstrip("\n"))
     elif args.topic in PAGES:
         from importlib.resources import files
 

@@ -69,6 +69,7 @@ def status_report(ctx: Context) -> dict[str, Any]:
         "state": state,
         "reasons": reasons,
         "accel": vm.accel,
+        "mount": vm.mount,
         "working": log is not None,
         "disk_bytes": ctx.driver.weight(ctx.instance.name) if ctx.instance.claimed else 0,
         "healthy": None,
@@ -101,6 +102,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("worktree", f"{report['worktree']}  {report['branch']}".rstrip()),
         ("state", report["state"] + accel + (", working" if report["working"] else "")),
     ]
+    if report["state"] == "running":
+        rows.append(("shares", report["mount"]))
     if report["healthy"] is not None:
         rows.append(("health", "healthy" if report["healthy"] else report["health"]))
     for entry in report["containers"]:

@@ -82,6 +82,8 @@ class VmStatus:
     state: str
     reasons: tuple[str, ...] = ()
     accel: str = ""
+    mount: str = ""
+    """How the worktree is shared."""
     boot: str = ""
     disk: str = ""
     spec_digest: str = ""

@@ -72,6 +72,8 @@ class Launch:
     exports: tuple[Export, ...]
     qmp_fd: int
     sandboxed: bool
+    share_fds: tuple[tuple[str, int], ...] = ()
+    """Exports that go by virtiofs: their tags, and sockets that lead to their virtiofsd."""
     net_fd: int = -1
     console_fd: int = -1
     console_log: str = ""
@@ -88,9 +90,16 @@ def _machine(launch: Launch) -> list[str]:
     machine = MACHINES[launch.machine]
     kvm = launch.accel == "kvm"
     accel = "kvm" if kvm else "tcg,thread=multi"
+    board, memory = machine.board, []
+    if launch.share_fds:
+        # virtiofsd reads and writes the guest's memory itself
+        board += ",memory-backend=memory"
+        backend = {"qom-type": "memory-backend-memfd", "id": "memory", "share": True}
+        memory = ["-object", json.dumps({**backend, "size": launch.memory_mib << 20})]
     return [
         *("-name", f"guest={launch.name}", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", machine.board, "-accel", accel),
+        *memory,
+        *("-machine", board, "-accel", accel),
         *("-cpu", machine.kvm_cpu if kvm else machine.tcg_cpu),
         *("-smp", str(launch.cpus), "-m", f"{launch.memory_mib}M"),
         *("-rtc", "base=utc,clock=host"),
@@ -163,6 +172,14 @@ def _devices(launch: Launch) -> list[str]:
     ]
 
 
+def _vhost_share(tag: str, fd: int) -> list[str]:
+    device = {"driver": "vhost-user-fs-pci", "chardev": f"{tag}-socket", "tag": tag}
+    return [
+        *("-chardev", f"socket,id={tag}-socket,fd={fd}"),
+        *("-device", json.dumps({**device, "queue-size": 1024})),
+    ]
+
+
 def _share(export: Export, sandboxed: bool) -> list[str]:
     path = export.inside if sandboxed else option(export.source)
     fsdev = f"local,id={export.tag},path={path},security_model=none,multidevs=remap"
@@ -186,6 +203,10 @@ def qemu_argv(launch: Launch) -> list[str]:
     words += _disk("data", launch.paths.data)
     words += _network(launch)
     words += _devices(launch)
+    by_socket = dict(launch.share_fds)
     for export in launch.exports:
-        words += _share(export, launch.sandboxed)
+        if export.tag in by_socket:
+            words += _vhost_share(export.tag, by_socket[export.tag])
+        else:
+            words += _share(export, launch.sandboxed)
     return [*words, *_confinement(launch), *launch.extra]

@@ -6,7 +6,8 @@ import contextlib
 import os
 import platform
 import secrets
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vmoat.drivers.qemu import (
     process,
     record,
     shares,
+    virtiofs,
 )
 from vmoat.drivers.qemu.sandbox import Bind
 from vmoat.errors import Code, VmoatError
@@ -42,13 +44,14 @@ def program() -> str:
     return proc.which(machine.program) or machine.program
 
 
-def start_processes(spec: VmSpec, image: Path, kind: str) -> record.Record:
+def start_processes(spec: VmSpec, image: Path, kind: str, mount: str) -> record.Record:
     """Start every process of the VM; each is on record as soon as it runs.
 
-    ``image``: the golden image's folder; ``kind``: ``kvm`` or ``tcg``.
+    ``image``: the golden image's folder; ``kind``: ``kvm`` or ``tcg``; ``mount``: ``9p`` or
+    ``virtiofs``.
     """
     state = paths.make_private(paths.vm_dir(spec.name))
-    entry = _new_record(spec, kind)
+    entry = _new_record(spec, kind, mount)
 
     def add(one: process.Process) -> None:
         entry.processes.append(one)
@@ -58,6 +61,8 @@ def start_processes(spec: VmSpec, image: Path, kind: str) -> record.Record:
     log = state / "qemu.log"
     _rotate(log)
     plan, inside_git = _plan(spec, state)
+    if mount == "virtiofs" and not virtiofs.remembered():
+        _add_check(spec, plan, state)
     _write_meta(spec, entry, plan, inside_git, state)
     lend(paths.disks_dir(spec.name), spec)
     with contextlib.ExitStack() as open_sockets:
@@ -77,26 +82,83 @@ def start_processes(spec: VmSpec, image: Path, kind: str) -> record.Record:
         )
         open_sockets.enter_context(wires.net)
         open_sockets.enter_context(wires.console)
-        job = replace(job, net_fd=wires.net.fileno(), console_fd=wires.console.fileno())
         entry.wanted = plan.wanted
+        shared = virtiofs.served(plan.exports) if mount == "virtiofs" else []
+        sockets = {
+            export.tag: open_sockets.enter_context(_serve(export, spec, plan, who, log, add))
+            for export in shared
+        }
+        job = replace(
+            job,
+            net_fd=wires.net.fileno(),
+            console_fd=wires.console.fileno(),
+            share_fds=tuple((tag, one.fileno()) for tag, one in sockets.items()),
+        )
         pid = launch.sandboxed(
             argv.qemu_argv(job),
-            _binds(spec, image, plan, kind),
+            _binds(spec, image, _without(plan, shared), kind),
             who.sandbox,
-            keep=[job.qmp_fd, job.net_fd, job.console_fd],
+            keep=[job.qmp_fd, job.net_fd, job.console_fd, *(fd for _, fd in job.share_fds)],
             log=log,
         )
         add(process.Process.of("qemu", pid))
     return entry
 
 
-def _new_record(spec: VmSpec, kind: str) -> record.Record:
+def _add_check(spec: VmSpec, plan: shares.Plan, state: Path) -> None:
+    """An empty folder on which the guest tries a virtiofsd that none has tried yet."""
+    folder = state / "check"
+    disks.discard(folder)
+    paths.make_private(folder)
+    lend(folder, spec)
+    export = replace(virtiofs.CHECK, source=str(folder))
+    plan.exports.append(export)
+    plan.binds.append(Bind(str(folder), export.inside, writable=True))
+
+
+def _below(bind: Bind, export: shares.Export) -> bool:
+    return Path(bind.target).is_relative_to(export.inside)
+
+
+def _without(plan: shares.Plan, shared: Sequence[shares.Export]) -> shares.Plan:
+    """The plan as QEMU sees it: what a virtiofsd serves is no business of its."""
+    mine = [b for b in plan.binds if not any(_below(b, export) for export in shared)]
+    return replace(plan, binds=mine)
+
+
+def _serve(
+    export: shares.Export,
+    spec: VmSpec,
+    plan: shares.Plan,
+    who: launch.Who,
+    log: Path,
+    add: Callable[[process.Process], None],
+) -> socket.socket:
+    """Start the virtiofsd of one export; returns the socket that leads to it, for QEMU."""
+    place = paths.runtime_dir(spec.vm_id) / f"fs-{export.tag}"
+    binds = [bind for bind in plan.binds if _below(bind, export)]
+    client = socket.socket(socket.AF_UNIX)
+    with launch.listen(place) as server:
+        words = virtiofs.argv(
+            virtiofs.program(), export, fd=server.fileno(), uid=spec.owner.uid, gid=spec.owner.gid
+        )
+        shown = virtiofs.SHOWN_UID if spec.owner.uid == 0 else None
+        identity = replace(who.sandbox, shown=shown)
+        pid = launch.sandboxed(words, binds, identity, keep=[server.fileno()], log=log)
+        add(process.Process.of(record.SHARING + export.tag, pid))
+        client.connect(str(place))
+    place.unlink()
+    return client
+
+
+def _new_record(spec: VmSpec, kind: str, mount: str) -> record.Record:
     old = record.read(spec.name)
     entry = record.Record(
         vm_id=spec.vm_id,
         phase="starting",
         boot=secrets.token_hex(8),
         accel=kind,
+        mount=mount,
         spec_digest=spec.digest(),
         ssh_port=network.free_port(old.ssh_port if old else 0),
         user=spec.owner.name,
@@ -181,6 +243,7 @@ def _write_meta(
     )
     mounts = meta.Mounts(
         exports=tuple(plan.exports),
+        kind=entry.mount,
         common_dir=str(spec.common_dir) if view else "",
         inside_git=tuple(inside_git),
     )

@@ -76,7 +76,7 @@ def delete(name: str) -> None:
         disks.discard(paths.runtime_dir(vm_id))
     disks.discard(paths.disks_dir(name))
     state = paths.vm_dir(name)
-    for entry in ("git", "ssh", "empty"):
+    for entry in ("git", "ssh", "empty", "check"):
         disks.discard(state / entry)
     for entry in ("driver.toml", "meta.tar", "qemu.log", "qemu.log.1", "console.log"):
         (state / entry).unlink(missing_ok=True)

@@ -203,7 +203,7 @@ def build(mirror: str, say: Say) -> None:
 def _build_into(draft: Path, name: str, mirror: str, say: Say) -> None:
     root = recipe_folder()
     mode = "root" if os.geteuid() == 0 else "unshare"
-    say(f"building the guest image {name} (Debian {SUITE}, once on this machine; 2 to 4 minutes)")
+    say(f"building the guest image {name} (Debian {SUITE}, once on this machine; 1 to 4 minutes)")
     work = draft / "work"
     work.mkdir()
     (work / "in.tar").write_bytes(_tar(root, root / "rootfs"))

@@ -52,6 +52,7 @@ def status(name: str) -> VmStatus:
     facts = VmStatus(
         "stopped",
         accel=found.accel,
+        mount=found.mount,
         boot=found.boot,
         disk=disk,
         spec_digest=found.spec_digest,
@@ -100,10 +101,13 @@ def _alive(
         reasons += [
             f"its network process `{one}` ended" for one in ("guard", "passt") if one not in living
         ]
+        shares = [one for one in found.processes if one.name.startswith(record.SHARING)]
+        reasons += [f"its share process `{o.name}` ended" for o in shares if o.name not in living]
+        server = next((one for one in shares if one.name == record.SHARING + "worktree"), qemu)
         reasons += [
             f"the wall over {path.removeprefix(record.SHARES)} is gone: "
             "the host replaced what it stood on"
-            for path in missing_mounts(qemu.pid, found.wanted)
+            for path in missing_mounts(server.pid, found.wanted)
         ]
     if state == "io-error":
         free = free_bytes(paths.disks_dir(name))

@@ -83,8 +83,10 @@ class Identity:
 
 
 def mount_options(export: Export) -> str:
-    """9p options.  No cache: a host's edit is seen at once; ``mmap`` lets programs map files
-    shared and writable, which they cannot without any cache."""
+    """9p options.  ``mmap`` lets programs map files shared and writable, which they cannot without
+    any cache; else nothing is cached, so a host's edit is seen at once.  But for one (tried): an
+    edit in place that keeps the size of a file which the guest holds open.
+    """
     mode = "rw" if export.writable else "ro"
     cache = "mmap" if export.writable else "none"
     return f"trans=virtio,version=9p2000.L,msize={MSIZE},cache={cache},{mode},nosuid,nodev"
@@ -94,13 +96,19 @@ def _mount_lines(mounts: Mounts) -> list[str]:
     todo: list[tuple[str, str]] = []
     for export in mounts.exports:
         kind = mounts.kind if export.tag == "worktree" or export.tag.startswith("share") else "9p"
-        options = mount_options(export) if kind == "9p" else "rw,nosuid,nodev"
+        options = mount_options(export)
+        if kind != "9p":
+            options = f"{'rw' if export.writable else 'ro'},nosuid,nodev"
+        if export.tag == "check":
+            continue
         todo.append((export.guest, f"share {kind} {export.tag} {options}"))
     if mounts.common_dir:
         todo.append((mounts.common_dir, "view"))
     # /run/vmoat/git first: the view and the borrowed objects stand on it; then outer before inner
     todo.sort(key=lambda item: (not item[0].startswith("/run/vmoat/"), item[0].count("/")))
     lines = [f"{command} {shlex.quote(path)}" for path, command in todo]
+    if any(export.tag == "check" for export in mounts.exports):
+        lines.insert(0, "check")
     lines += [
         f"borrowed {shlex.quote('/run/vmoat/git/' + place)} {shlex.quote(path)}"
         for place, path in mounts.inside_git
@@ -141,6 +149,16 @@ view() { # path: the host's git folder below, this VM's own writes above
   mount -t overlay -o "lowerdir=/run/vmoat/git/common,upperdir=/var/lib/vmoat/git/upper,\\
 workdir=/var/lib/vmoat/git/work,redirect_dir=off,index=off,metacopy=off,xino=off" vmoat-git "$1" ||
     { say "cannot mount the git view"; failed=1; }
+}
+check() { # a virtiofsd that no guest has tried yet
+  mkdir -p /run/vmoat/check
+  if why=$(mount -t virtiofs -o rw,nosuid,nodev check /run/vmoat/check 2>&1 &&
+    /usr/bin/perl /usr/lib/vmoat/check-share /run/vmoat/check 2>&1); then
+    say "virtiofs is well"
+  else
+    say "virtiofs fails: $why"
+  fi
+  umount -l /run/vmoat/check 2>/dev/null
 }
 modprobe -a -b -q 9pnet_virtio 9p overlay @VIRTIOFS@
 """

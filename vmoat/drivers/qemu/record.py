@@ -16,6 +16,9 @@ from vmoat.errors import Code, VmoatError
 SHARES = "/vm/share"
 """In the sandbox: the folder of the shares' mount points."""
 
+SHARING = "virtiofsd-"
+"""How the names of the processes that serve a share begin."""
+
 
 @dataclass
 class Record:
@@ -30,6 +33,8 @@ class Record:
     user: str = ""
     host_boot: str = ""
     walls: bool = True
+    mount: str = "9p"
+    """How the worktree is shared: ``9p`` or ``virtiofs``."""
     wanted: list[str] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
 

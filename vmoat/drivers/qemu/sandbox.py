@@ -245,9 +245,11 @@ class Identity:
     ``drop_to``: started by root for another user, it becomes that user (uid, gid).  Otherwise it
     stays who it is, in a user namespace that maps only that one id; for root this means: no
     capability over anything.
+    ``shown``: the uid and gid that it sees itself as in that namespace; its own without.
     """
 
     drop_to: tuple[int, int] | None = None
+    shown: int | None = None
 
 
 def system_binds(
@@ -293,6 +295,8 @@ def bwrap_argv(
     words = [bwrap]
     if identity.drop_to is None:
         words += ["--unshare-user", "--cap-drop", "ALL"]
+        if identity.shown is not None:
+            words += ["--uid", str(identity.shown), "--gid", str(identity.shown)]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     words += ["--unshare-cgroup-try", "--hostname", "vmoat"]
     words += ["--new-session", "--as-pid-1"]

@@ -11,6 +11,7 @@ from vmoat.drivers import Say, VmSpec
 from vmoat.drivers.qemu import (
     accel,
     assemble,
+    console,
     disks,
     ending,
     image,
@@ -18,6 +19,8 @@ from vmoat.drivers.qemu import (
     look,
     qmp,
     record,
+    verdicts,
+    virtiofs,
     waiting,
 )
 from vmoat.errors import Code, VmoatError
@@ -69,12 +72,23 @@ def start(spec: VmSpec, say: Say) -> None:
     ending.end_everything(spec.name, spec.vm_id)
     _repair_disks(spec, say)
     for kind in _accelerators(spec):
-        try:
-            if _boot(spec, kind, say):
+        for mount in virtiofs.kinds(spec):
+            try:
+                wrong = _boot(spec, kind, mount, say)
+            except VmoatError:
+                ending.end_everything(spec.name, spec.vm_id)
+                raise
+            if not wrong:
                 return
-        except VmoatError:
             ending.end_everything(spec.name, spec.vm_id)
-            raise
+            if wrong == "accelerator":
+                break
+    raise VmoatError(
+        "the VM cannot be started as it is asked for",
+        hint=f"`vmoat doctor` checks this machine; QEMU's words are in "
+        f"{paths.vm_dir(spec.name) / 'qemu.log'}",
+        code=Code.VM,
+    )
 
 
 def _repair_disks(spec: VmSpec, say: Say) -> None:
@@ -104,26 +118,37 @@ def _accelerators(spec: VmSpec) -> list[str]:
     return ["tcg"]
 
 
-def _boot(spec: VmSpec, kind: str, say: Say) -> bool:
-    """Start with one accelerator; False when KVM turned out not to work."""
+def _boot(spec: VmSpec, kind: str, mount: str, say: Say) -> str:
+    """Start in one way; what turned out not to work: ``accelerator``, ``mount``, "" for neither."""
     program = assemble.program()
-    proven = kind != "kvm" or accel.remembered(program) == "works"
     if kind == "tcg":
         say(accel.COST)
-    found = assemble.start_processes(spec, image_folder(spec), kind)
-    if not proven:
+    untried = mount == "virtiofs" and not virtiofs.remembered()
+    found = assemble.start_processes(spec, image_folder(spec), kind, mount)
+    if kind == "kvm" and accel.remembered(program) != "works":
         why = waiting.no_life(spec.name, found)
         if why:
             # else QEMU failed for another reason
             if "kvm" in why.lower() or waiting.SILENT in why:
                 accel.remember(program, False, why)
-            say(f"KVM does not work here ({why}): {accel.COST}")
-            ending.end_everything(spec.name, spec.vm_id)
-            return False
+            say(f"KVM does not work here: {why}")
+            return "accelerator"
         accel.remember(program, True)
-    waiting.wait_for_ssh(spec.name, found)
+    try:
+        waiting.wait_for_ssh(spec.name, found)
+        why = virtiofs.verdict(spec.name, console.text(spec.name)) if untried else ""
+    except VmoatError as error:
+        if not untried or spec.mount_type == "virtiofs":
+            raise
+        why = error.message
+    if untried:
+        verdicts.remember("virtiofs", virtiofs.program(), not why, why)
+        disks.discard(paths.vm_dir(spec.name) / "check")
+    if why:
+        say(f"virtiofs does not work here: {why}")
+        return "mount"
     disks.filled(paths.disks_dir(spec.name))
-    return True
+    return ""
 
 
 def _resume(name: str, say: Say) -> None:
