@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,10 @@ DEPENDENCY_FAILED = re.compile(
 
 MOST_CHANGED = 1000
 """Names of files that changed while the stack started: a branch switched meanwhile has no end."""
+
+DOCKER_LIMIT = 180.0
+REBOOT_LIMIT = 240.0
+"""Seconds for dockerd to start, and for a guest that reboots to be gone."""
 
 
 def stage(after: tuple[str, ...]) -> Stage:
@@ -58,7 +63,7 @@ def work(ctx: Context) -> Values:
     command = stack_command(ctx)
     ctx.notice(command.told())
     space.require(ctx)
-    ctx.guest.run("systemctl start docker", root=True, timeout=180)
+    start_docker(ctx)
     own = ctx.store.values("stack").get("changed", ())
     key = {"boot": boot_now(ctx)}
     before = as_it_began(ctx, command, key)
@@ -75,6 +80,41 @@ def work(ctx: Context) -> Values:
         "containers": {c.id: c.name for c in facts.containers if c.state == "running"},
         **record,
     }
+
+
+def start_docker(ctx: Context) -> None:
+    """Make sure that dockerd runs; a guest that is about to reboot is waited for."""
+    before = boot_now(ctx)
+    for last in (False, True):
+        try:
+            ctx.guest.run("systemctl start docker", root=True, timeout=DOCKER_LIMIT)
+            return
+        except VmoatError as error:
+            if last or not _goes_down(ctx, error):
+                raise
+        ctx.notice("the guest is rebooting: waiting for it")
+        _await_boot_after(ctx, before)
+
+
+def _await_boot_after(ctx: Context, before: str) -> None:
+    deadline = time.monotonic() + REBOOT_LIMIT
+    while time.monotonic() < deadline:
+        ctx.forget_facts()
+        with contextlib.suppress(VmoatError):  # it does not answer on its way
+            if boot_now(ctx) != before:
+                return
+        time.sleep(1)
+
+
+def _goes_down(ctx: Context, error: VmoatError) -> bool:
+    """Whether a command failed because the guest was on its way down."""
+    if error.code == Code.VM:  # the connection broke
+        return True
+    try:
+        state = ctx.guest.run("systemctl is-system-running", check=False, timeout=30)
+    except VmoatError:
+        return True
+    return state.out.strip() == "stopping"
 
 
 def as_it_began(ctx: Context, command: StackCommand, key: Mapping[str, str]) -> Contents:

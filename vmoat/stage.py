@@ -44,12 +44,15 @@ class Stage:
         unfinished = ctx.store.unfinished(self.name)
         if unfinished and not self.always:
             return unfinished
+        # Its own reason first: it says more than that something before it has run.
+        if reason := self.check(ctx, values):
+            return reason
         upstream = values.get("upstream", {})
         for name in self.after if values else ():
             made = ctx.store.values(name).get("made")
             if made is not None and upstream.get(name) != made:
                 return f"`{name}` has run since"
-        return self.check(ctx, values)
+        return ""
 
     def run(self, ctx: Context) -> Values:
         """Do the work; the record says what it was made from."""

@@ -45,7 +45,7 @@ def damage(path: Path, *, tables: bool = True, deep: bool = False) -> str:
 
     Everything that a qcow2 table points at must lie inside the file, so a truncated disk is found
     before QEMU uses it.  ``tables``: look at the first level (not while QEMU writes it: a new table
-    may not be in the file yet); ``deep``: at the second too (tens of milliseconds, at each start).
+    may not be in the file yet); ``deep``: at the second too (tens of milliseconds).
     """
     if not virtual_size(path):
         return f"{path.name} is not a whole qcow2 file"

@@ -35,7 +35,7 @@ def _disk_reasons(folder: Path, live: bool) -> list[str]:
     for name in (disks.SYSTEM, disks.DATA):
         if not (folder / name).exists():
             reasons.append(f"{name} is gone")
-        elif why := disks.damage(folder / name, tables=not live):
+        elif why := disks.damage(folder / name, tables=not live, deep=not live):
             reasons.append(why)
     return reasons
 
