@@ -12,7 +12,6 @@ from lab import Lab, Vm, add_worktree, wait_until
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk"),
 ]
 

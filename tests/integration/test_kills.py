@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab import Lab, Vm, alive, kill, wait_until
 
-pytestmark = [pytest.mark.vm, pytest.mark.long]
+pytestmark = pytest.mark.vm
 
 SETTINGS = {
     "VMOAT_PROVISION_APT": "tree bc",

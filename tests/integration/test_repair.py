@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lab import Lab, Vm, alive, kill, wait_until
 
-pytestmark = [pytest.mark.vm, pytest.mark.long]
+pytestmark = pytest.mark.vm
 
 
 def test_the_containers_are_removed_inside(second: Vm) -> None:

@@ -16,7 +16,6 @@ from lab import FILES, Home, Lab, Vm, alive, git, make_repository
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.long,
     pytest.mark.skipif(os.geteuid() != 0, reason="the whole run is an ordinary user's already"),
 ]
 

@@ -82,7 +82,7 @@ def start_processes(spec: VmSpec, image: Path, kind: str, mount: str) -> record.
         )
         open_sockets.enter_context(wires.net)
         open_sockets.enter_context(wires.console)
-        entry.wanted = plan.wanted
+        entry.wanted, entry.hidden = plan.wanted, plan.hidden
         shared = virtiofs.served(plan.exports) if mount == "virtiofs" else []
         sockets = {
             export.tag: open_sockets.enter_context(_serve(export, spec, plan, who, log, add))

@@ -103,11 +103,12 @@ def _alive(
         ]
         shares = [one for one in found.processes if one.name.startswith(record.SHARING)]
         reasons += [f"its share process `{o.name}` ended" for o in shares if o.name not in living]
+        nested = [target for target, path in found.hidden.items() if os.path.isdir(path)]
         server = next((one for one in shares if one.name == record.SHARING + "worktree"), qemu)
         reasons += [
             f"the wall over {path.removeprefix(record.SHARES)} is gone: "
             "the host replaced what it stood on"
-            for path in missing_mounts(server.pid, found.wanted)
+            for path in missing_mounts(server.pid, [*found.wanted, *nested])
         ]
     if state == "io-error":
         free = free_bytes(paths.disks_dir(name))

@@ -36,6 +36,9 @@ class Record:
     mount: str = "9p"
     """How the worktree is shared: ``9p`` or ``virtiofs``."""
     wanted: list[str] = field(default_factory=list)
+    """Mount points without which a wall is open."""
+    hidden: dict[str, str] = field(default_factory=dict)
+    """The same over nested worktrees, with their paths on the host."""
     processes: list[Process] = field(default_factory=list)
 
     def of_this_boot(self) -> bool:

@@ -42,6 +42,8 @@ class Plan:
     binds: list[Bind] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
     """Mount points without which a wall is open: looked for in a running VM."""
+    hidden: dict[str, str] = field(default_factory=dict)
+    """The same for nested worktrees, with their host paths: one that was removed needs no wall."""
 
 
 def _check_path(path: Path) -> None:
@@ -130,13 +132,16 @@ def worktree_plan(spec: VmSpec, empty: Path, gitlinks: tuple[Path, ...] = ()) ->
             cover(path, path, path.name == ".git")
     for path in spec.masked:
         if _mode(path) == stat.S_IFDIR and path.is_relative_to(top) and path != top:
-            cover(path, empty, True)
+            cover(path, empty, False)
+            plan.hidden[target(path)] = str(path)
     # outer mounts first; nothing is mounted below what is hidden
     hidden = [path for path in spec.masked if path in covers]
     for path in sorted(covers, key=lambda one: (len(one.parts), str(one))):
         if not any(path != other and path.is_relative_to(other) for other in hidden):
             plan.binds.append(covers[path])
-    plan.wanted = [bind.target for bind in plan.binds if bind.target in plan.wanted]
+    mounted = {bind.target for bind in plan.binds}
+    plan.wanted = [target for target in plan.wanted if target in mounted]
+    plan.hidden = {target: path for target, path in plan.hidden.items() if target in mounted}
     return plan
 
 
