@@ -122,9 +122,7 @@ def load(
     user's own settings, and a warning, where the project's config is broken or not trusted:
     a VM whose branch cannot be read must still be looked at, stopped and removed.
     """
-    tree = worktree.find(start)
-    if branch:
-        tree = worktree.find_branch(tree, branch)
+    tree = worktree.named(start, branch)
     try:
         settings = config.load(
             tree.path,

@@ -1,8 +1,9 @@
 """Ports of the guest on the host's loopback, through the ssh master.
 
-Which ports: the asked-for ones, else EXPOSE_PORTS, else what the containers publish, else (a stack
-without containers) the guest's listening sockets.  Which host port: the same where it is free on
-127.0.0.1 and ::1, else the first free of 9000-9099, else any; the same one next time.
+Which ports: the asked-for ones, else EXPOSE_PORTS, else what the containers publish and (for a
+stack that is a service, or has no containers) the guest's listening sockets.  Which host port: the
+same where it is free on 127.0.0.1 and ::1, else the first free of 9000-9099, else any; the same one
+next time.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ def wanted(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[tuple[in
     configured = ctx.settings.tunnel_ports
     if configured:
         return [(p.guest, p.host or 0, services.get(p.guest, "")) for p in configured]
-    if services:
-        return [(port, 0, name) for port, name in sorted(services.items())]
     facts = ctx.facts()
-    listening = facts.listening - OURS if facts and not facts.containers else frozenset()
-    return [(port, 0, "") for port in sorted(listening)]
+    # A dev server beside a database in a container publishes nothing: its sockets tell.
+    own = facts is not None and (not facts.containers or facts.active("stack"))
+    listening = facts.listening - OURS - services.keys() if facts and own else frozenset()
+    found = {**dict.fromkeys(listening, ""), **services}
+    return [(port, 0, name) for port, name in sorted(found.items())]
 
 
 def published(ctx: Context) -> dict[int, str]:
@@ -96,16 +98,14 @@ def ensure(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[Tunnel]:
             "there is no port to forward: no container publishes one",
             hint="name one (`vmoat tunnel 8080`), or set EXPOSE_PORTS",
         )
-    alive = {tunnel.guest: tunnel for tunnel in open_tunnels(ctx)}
+    alive = open_tunnels(ctx)
     result = []
     for guest, host, service in ports:
-        have = alive.get(guest)
-        if have and host in (0, have.host):
-            result.append(Tunnel(guest, have.host, service))
-            continue
-        if have:
-            ctx.guest.cancel(guest, have.host)
-        result.append(Tunnel(guest, _open(ctx, guest, host), service))
+        mine = [tunnel.host for tunnel in alive if tunnel.guest == guest]
+        have = mine[0] if mine and not host else host if host in mine else 0
+        if not have and mine:
+            ctx.guest.cancel(guest, mine[0])
+        result.append(Tunnel(guest, have or _open(ctx, guest, host), service))
     return result
 
 

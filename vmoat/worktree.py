@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,18 +71,7 @@ class Worktree:
 
     def checkouts(self) -> list[Checkout]:
         """All worktrees of the repository, the main one first (``man git-worktree``)."""
-        found: list[Checkout] = []
-        for block in self.git("worktree", "list", "--porcelain", "-z").split("\0\0"):
-            fields = dict(line.partition(" ")[::2] for line in block.split("\0") if line)
-            if "worktree" in fields:
-                found.append(
-                    Checkout(
-                        Path(fields["worktree"]),
-                        fields.get("branch", "").removeprefix("refs/heads/"),
-                        "bare" in fields,
-                    )
-                )
-        return found
+        return list(_checkouts(self.git(*_LIST)))
 
     def nested(self) -> tuple[Path, ...]:
         """Other worktrees of the repository that lie below this one."""
@@ -101,6 +91,17 @@ class Checkout:
     path: Path
     branch: str
     bare: bool
+
+
+_LIST = ("worktree", "list", "--porcelain", "-z")
+
+
+def _checkouts(listing: str) -> Iterator[Checkout]:
+    for block in listing.split("\0\0"):
+        fields = dict(line.partition(" ")[::2] for line in block.split("\0") if line)
+        if "worktree" in fields:
+            branch = fields.get("branch", "").removeprefix("refs/heads/")
+            yield Checkout(Path(fields["worktree"]), branch, "bare" in fields)
 
 
 def _plain_main(common_dir: Path) -> Path | None:
@@ -156,12 +157,7 @@ def find(path: Path) -> Worktree:
     except VmoatError as error:
         if error.code != Code.CONFIG:
             raise
-        raise VmoatError(
-            f"{path} is not inside a git worktree",
-            hint="go to a checkout of your repository, or name one with -C PATH or -w BRANCH",
-            code=Code.USAGE,
-            details=error.details,
-        ) from error
+        raise _nowhere(path, error) from error
     rows = answer.removesuffix("\n").split("\n")
     if len(rows) != 3:
         raise VmoatError(
@@ -172,9 +168,28 @@ def find(path: Path) -> Worktree:
     return Worktree(top, git_dir, common)
 
 
-def find_branch(start: Worktree, name: str) -> Worktree:
-    """The worktree where branch ``name`` is checked out, or whose folder is called so."""
-    entries = [entry for entry in start.checkouts() if not entry.bare]
+def _nowhere(path: Path, error: VmoatError) -> VmoatError:
+    return VmoatError(
+        f"{path} is not inside a git worktree",
+        hint="go to a checkout of your repository, or name one with -C PATH or -w BRANCH",
+        code=Code.USAGE,
+        details=error.details,
+    )
+
+
+def named(start: Path, branch: str = "") -> Worktree:
+    """The worktree that holds ``start``; with ``branch`` the one of that repository where it is
+    checked out, or whose folder is called so.  ``start`` may be a bare repository then."""
+    if not branch:
+        return find(start)
+    try:
+        listing = _git([*_LIST], start)
+    except VmoatError as error:
+        raise (_nowhere(start, error) if error.code == Code.CONFIG else error) from error
+    return _find_branch([entry for entry in _checkouts(listing) if not entry.bare], branch)
+
+
+def _find_branch(entries: list[Checkout], name: str) -> Worktree:
     matches = [e for e in entries if e.branch == name]
     matches = matches or [e for e in entries if e.path.name == name]
     if len(matches) == 1:

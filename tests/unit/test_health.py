@@ -90,3 +90,26 @@ def test_a_remembered_port_and_one_in_use(world: World) -> None:
         assert first.host in tunnels.SPARE
     tunnels.close(ctx)
     assert tunnels.ensure(ctx, [(port, 0)]) == [first], "the same one next time"
+
+
+def test_a_dev_server_beside_a_database_has_its_own_ports(world: World) -> None:
+    """A service's sockets count although a container publishes something too."""
+    ctx = world.context()
+    ctx.driver.create(ctx.spec, print)
+    ctx.driver.start(ctx.spec, print)
+    world.set("containers", '[{"name": "db", "ports": [[5432, 5432]]}]')
+    assert tunnels.wanted(world.context()) == [(5432, 0, "db")]
+    world.set("stack-unit", "active")
+    assert tunnels.wanted(world.context()) == [(5000, 0, ""), (5432, 0, "db")]
+
+
+def test_one_port_of_the_guest_on_two_of_the_host(world: World) -> None:
+    ctx = world.context()
+    ctx.driver.create(ctx.spec, print)
+    ctx.driver.start(ctx.spec, print)
+    guest = ctx.guest
+    guest.forward(8080, 45001)
+    guest.forward(8080, 45002)
+    assert [t.host for t in tunnels.ensure(ctx, [(8080, 45002)])] == [45002]
+    assert [t.host for t in tunnels.ensure(ctx, [(8080, 0)])] == [45001]
+    assert sorted(guest.forwards()) == [45001, 45002]

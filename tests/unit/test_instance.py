@@ -241,3 +241,13 @@ def test_a_vm_stays_with_the_driver_that_made_it(
     owner = instance.read_owner(before.name)
     assert owner is not None
     assert owner.driver == "colima"
+
+
+def test_a_bare_repository_names_its_worktrees_by_branch(world: World) -> None:
+    bare = world.root / "bare.git"
+    git(world.repo, "clone", "-q", "--bare", str(world.repo), str(bare))
+    git(bare, "worktree", "add", "-q", "-b", "side", str(world.root / "side"))
+    assert worktree.named(bare, "side").path == world.root / "side"
+    assert world.vmoat("-w", "side", "name", cwd=bare).stdout == "wt-side\n"
+    nowhere = world.vmoat("-w", "side", "name", cwd=world.root, code=2)
+    assert "not inside a git worktree" in nowhere.stderr

@@ -20,9 +20,7 @@ def name(args: argparse.Namespace, out: Output) -> int:
     """The VM's name and nothing else.  From two small files where it was claimed before."""
     from vmoat import instance, worktree
 
-    tree = worktree.find(start(args))
-    if args.branch:
-        tree = worktree.find_branch(tree, args.branch)
+    tree = worktree.named(start(args), args.branch or "")
     known = instance.known(tree)
     out.answer(known.name if known else context(args, tolerant=True).instance.name)
     return int(Code.OK)

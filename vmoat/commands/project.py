@@ -86,5 +86,4 @@ def trust(args: argparse.Namespace, out: Output) -> int:
 
 
 def _tree(args: argparse.Namespace) -> worktree.Worktree:
-    tree = worktree.find(start(args))
-    return worktree.find_branch(tree, args.branch) if args.branch else tree
+    return worktree.named(start(args), args.branch or "")
