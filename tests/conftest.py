@@ -1,7 +1,10 @@
-"""For all tests: a run under `nohup` would hand an ignored SIGHUP down to what it starts."""
+"""What holds for every test."""
 
 from __future__ import annotations
 
 import signal
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# A shell without job control starts what it puts in the background with SIGINT ignored, and every
+# child inherits that: the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
