@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-# A shell without job control starts what it puts in the background with SIGINT ignored, and every
-# child inherits that: the tests of Ctrl-C would wait for ever.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# `nohup` and shells without job control start programs with HUP or INT ignored, and every child
+# inherits that: tests of these signals would wait for ever.  A handler is not inherited.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
