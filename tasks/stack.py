@@ -6,13 +6,15 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from vmoat import space
-from vmoat.context import Context
+from vmoat import space, stages
+from vmoat.context import Context, guest_environment
 from vmoat.errors import Code, VmoatError
+from vmoat.facts import Container, Facts
 from vmoat.fingerprint import globbed, tracked_and_new
 from vmoat.guestwork import attempt_key, boot_now, boot_of, fingerprints, required_facts, run_unit
 from vmoat.lifecycle import StackCommand, stack_command
@@ -24,6 +26,9 @@ DEPENDENCY_FAILED = re.compile(
     r"dependency failed to start|is unhealthy|dependency .* (exited|is not running)", re.IGNORECASE
 )
 """compose's words when a service that others wait for restarts while it initialises."""
+
+OWN_AFTER = 3
+"""Runs in a row after which a tracked file that changes in each is taken for the stack's own."""
 
 MOST_CHANGED = 1000
 """Names of files that changed while the stack started: a branch switched meanwhile has no end."""
@@ -52,7 +57,7 @@ def check(ctx: Context, values: Values) -> str:
         return "dockerd does not answer"
     if command.service and not facts.active("stack"):
         return "its process is not running"
-    gone = _not_as_left(values.get("containers", {}), ctx)
+    gone = _not_as_left(values.get("containers", {}), values.get("lasting", ()), facts)
     if gone:
         return gone
     changed = what_changed(values.get("inputs", {}), parts(contents(ctx).files))
@@ -64,22 +69,50 @@ def work(ctx: Context) -> Values:
     ctx.notice(command.told())
     space.require(ctx)
     start_docker(ctx)
-    own = ctx.store.values("stack").get("changed", ())
+    last = ctx.store.values("stack")
     key = {"boot": boot_now(ctx)}
     before = as_it_began(ctx, command, key)
+    there = {c.id for c in required_facts(ctx, docker=True).containers}
     _start(ctx, command, key)
     ctx.forget_facts()
-    facts = required_facts(ctx)
-    record = served(before, contents(ctx), own)
-    late = sorted(set(record["changed"]) - set(own))
-    if late:
-        ctx.notice(f"{told(late)} changed while it started: the next `vmoat up` serves that")
+    mine = _made(required_facts(ctx, docker=True), there - {*last.get("own", ())}, ctx)
+    after = contents(ctx)
+    record = served(before, after, last.get("changed", {}))
+    _tell(ctx, record["changed"], what_changed(before.new, after.new))
     return {
         "command": command.command,
         "boot": key["boot"],
-        "containers": {c.id: c.name for c in facts.containers if c.state == "running"},
+        "own": [c.id for c in mine],
+        "containers": {c.id: c.name for c in mine if c.state == "running"},
+        "lasting": [c.id for c in mine if c.ports or c.health],
         **record,
     }
+
+
+def _made(facts: Facts, foreign: Collection[str], ctx: Context) -> list[Container]:
+    """The containers that are this stack's: of its compose project, or new since it was started.
+
+    All there are, where none is: CMD_UP may start what it finds.
+    """
+    project = guest_environment(ctx)["COMPOSE_PROJECT_NAME"]
+    containers = [c for c in facts.containers if not c.oneoff]
+    mine = [c for c in containers if c.project == project or c.id not in foreign]
+    return mine or containers
+
+
+def _tell(ctx: Context, changed: Mapping[str, int], new: Sequence[str]) -> None:
+    """Say what changed while the stack was started, and what will become of it."""
+    late = [name for name, times in changed.items() if times < OWN_AFTER]
+    own = [name for name, times in changed.items() if times >= OWN_AFTER]
+    if late:
+        ctx.notice(f"{told(late)} changed while it started: the next `vmoat up` serves that")
+    if own:
+        ctx.notice(f"{told(own)} changes at each start: taken for the stack's own")
+    if new:
+        ctx.notice(
+            f"{told(new)}, which git does not know, changed while it started: taken for the "
+            "stack's own (`vmoat up --force stack` serves it)"
+        )
 
 
 def start_docker(ctx: Context) -> None:
@@ -92,29 +125,36 @@ def start_docker(ctx: Context) -> None:
         except VmoatError as error:
             if last or not _goes_down(ctx, error):
                 raise
-        ctx.notice("the guest is rebooting: waiting for it")
-        _await_boot_after(ctx, before)
+        ctx.notice("the guest is rebooting, or its connection broke: waiting for it")
+        _await_guest(ctx, before)
 
 
-def _await_boot_after(ctx: Context, before: str) -> None:
+def _await_guest(ctx: Context, before: str) -> None:
+    """Wait for the next boot, or for a guest that turns out to be well."""
     deadline = time.monotonic() + REBOOT_LIMIT
     while time.monotonic() < deadline:
         ctx.forget_facts()
+        if ctx.status.state not in ("running", "starting"):
+            return
         with contextlib.suppress(VmoatError):  # it does not answer on its way
-            if boot_now(ctx) != before:
+            if boot_now(ctx) != before or not _stopping(ctx):
                 return
         time.sleep(1)
 
 
+def _stopping(ctx: Context) -> bool:
+    state = ctx.guest.run("systemctl is-system-running", check=False, timeout=30)
+    return state.out.strip() == "stopping"
+
+
 def _goes_down(ctx: Context, error: VmoatError) -> bool:
-    """Whether a command failed because the guest was on its way down."""
+    """Whether a command may have failed because the guest was on its way down."""
     if error.code == Code.VM:  # the connection broke
         return True
     try:
-        state = ctx.guest.run("systemctl is-system-running", check=False, timeout=30)
+        return _stopping(ctx)
     except VmoatError:
         return True
-    return state.out.strip() == "stopping"
 
 
 def as_it_began(ctx: Context, command: StackCommand, key: Mapping[str, str]) -> Contents:
@@ -124,32 +164,62 @@ def as_it_began(ctx: Context, command: StackCommand, key: Mapping[str, str]) -> 
     """
     file = ctx.instance.folder / "stack-inputs.json"
     attempt = attempt_key("stack", command.command, key)
+    now = contents(ctx)
     if ctx.store.attempted("stack") == attempt:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(file.read_bytes())
             if kept["attempt"] == attempt:
-                return Contents(dict(kept["tracked"]), {})
-    now = contents(ctx)
-    data = json.dumps({"attempt": attempt, "tracked": now.tracked})
+                then = Contents(dict(kept["tracked"]), dict(kept["new"]))
+                if not _outdated(ctx, then, now):
+                    return then
+                ctx.store.attempt_failed("stack", "its inputs changed after it had ended")
+    data = json.dumps({"attempt": attempt, "tracked": now.tracked, "new": now.new})
     write_atomically(file, data.encode("utf-8", "surrogatepass"))
     return now
 
 
-def served(before: Contents, after: Contents, own: Iterable[str]) -> dict[str, Any]:
+def _outdated(ctx: Context, then: Contents, now: Contents) -> bool:
+    """Whether an attempt that has ended meanwhile is of no use: forced, or edited since its end.
+
+    What changed before its end may be its own writing.
+    """
+    facts = ctx.facts()
+    if facts is None or not facts.units.get("stack", "").startswith("exited"):
+        return False
+    if "stack" in ctx.forced:
+        return True
+    rc = f"{stages.folder('stack')}/rc"
+    ended = ctx.guest.run(f"stat -c %Y {rc}", root=True, check=False, timeout=20).out.strip()
+    names = [*what_changed(then.tracked, now.tracked), *what_changed(then.new, now.new)]
+    return ended.isdigit() and any(
+        _changed_at(ctx.worktree.path / name) > int(ended) + 1 for name in names
+    )
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def served(before: Contents, after: Contents, own: Mapping[str, int]) -> dict[str, Any]:
     """What the stack was made from, to be compared with at the next ``up``.  Pure.
 
     As it is after the run, so that what the stack itself wrote is no reason to run it again; but
     a tracked file that changed meanwhile may be the user's edit, which came too late to be served:
-    it counts as it was before.  One that changed during the run before (``own``) as well is the
-    stack's own.
+    it counts as it was before.  One that changed in ``OWN_AFTER`` runs in a row is the stack's own;
+    ``own`` says in how many it did until now.
     """
     changed = what_changed(before.tracked, after.tracked)
+    times = {name: own.get(name, 0) + 1 for name in changed[:MOST_CHANGED]}
     files = after.files
-    for name in set(changed) - set(own):
-        files.pop(name, None)
-        if name in before.tracked:
-            files[name] = before.tracked[name]
-    return {"inputs": parts(files), "changed": changed[:MOST_CHANGED]}
+    for name in changed:
+        if times.get(name, 0) < OWN_AFTER:
+            files.pop(name, None)
+            if name in before.tracked:
+                files[name] = before.tracked[name]
+    return {"inputs": parts(files), "changed": times}
 
 
 def _start(ctx: Context, command: StackCommand, key: Mapping[str, str]) -> None:
@@ -183,15 +253,20 @@ def _with_containers(ctx: Context, error: VmoatError) -> VmoatError:
     )
 
 
-def _not_as_left(left: dict[str, str], ctx: Context) -> str:
-    facts = ctx.facts()
-    now = {c.id: c for c in facts.containers} if facts else {}
+def _not_as_left(left: Mapping[str, str], lasting: Collection[str], facts: Facts) -> str:
+    """Why the containers are not as the stack left them; "" where they are.
+
+    One that ended well may have done its work (a migration that was still at it then), unless it
+    publishes ports or has a healthcheck, or all of them have ended.
+    """
+    now = {c.id: c for c in facts.containers}
+    some = any(now[c].state == "running" for c in left if c in now)
     for container_id, name in left.items():
         found = now.get(container_id)
         if found is None:
             return f"the container {name} is gone"
-        # One that has done its work (a migration) was still at it when the stack was looked at.
-        if found.state != "running" and (found.state != "exited" or found.exit_code != 0):
+        done = found.state == "exited" and found.exit_code == 0
+        if found.state != "running" and not (done and some and container_id not in lasting):
             return f"the container {name} is {found.state}"
     return ""
 

@@ -137,6 +137,13 @@ def load(
             raise
         settings = settings_without_project(error)
     wanted = settings.driver or drivers.default()
+    try:
+        drivers.load(wanted)  # before a VM is claimed for it
+    except VmoatError as error:
+        if not tolerant:
+            raise
+        settings = replace(settings, warnings=(*settings.warnings, error.message))
+        wanted = drivers.default()
     if claim:
         mine = instance.claim(tree, settings.vm_prefix, wanted)
     else:

@@ -155,5 +155,6 @@ def globbed(root: Path, patterns: Sequence[str]) -> list[str]:
         if pattern == ".":
             names.append(".")
             continue
-        names += [str(path.relative_to(root)) for path in root.glob(pattern)]
+        found = (path.relative_to(root) for path in root.glob(pattern))
+        names += [str(path) for path in found if ".git" not in path.parts]
     return names

@@ -44,7 +44,7 @@ def run_unit(
     ctx.running_unit = ""
     if code != 0:
         ctx.store.attempt_failed(name, f"it failed last time (exit code {code})")
-        no_room = space.complaint(ctx.guest)
+        no_room = space.suspicion(ctx.guest)
         raise VmoatError(
             f"`{name}` failed with exit code {code}" + (f": {no_room.message}" if no_room else ""),
             hint=no_room.hint
@@ -88,12 +88,21 @@ def boot_now(ctx: Context) -> str:
     return boot_of(ctx)
 
 
-def required_facts(ctx: Context) -> Facts:
-    """The guest's facts, for what goes on record; raises VM where it does not answer."""
-    for _ in range(2):
+def required_facts(ctx: Context, *, docker: bool = False) -> Facts:
+    """The guest's facts, for what goes on record; raises VM where it does not answer.
+
+    ``docker``: dockerd has to have answered as well.
+    """
+    for _ in range(3):
         facts = ctx.facts()
-        if facts is not None:
+        if facts is not None and (facts.docker or not docker):
             return facts
         ctx.forget_facts()
         ctx.guest.connect(ANSWER_LIMIT)
-    raise ctx.guest.lost()
+    if facts is None:
+        raise ctx.guest.lost()
+    raise VmoatError(
+        "dockerd does not answer in the VM",
+        hint="`vmoat ssh 'sudo journalctl -u docker'` says why; `vmoat up` tries again",
+        code=Code.VM,
+    )

@@ -7,10 +7,11 @@ time limit would not mend it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmoat.context import Context
+from vmoat.context import Context, guest_environment
 from vmoat.errors import Code, VmoatError
 from vmoat.lifecycle import stack_command
 
@@ -48,7 +49,12 @@ def judge(ctx: Context) -> Verdict:
     facts = ctx.facts()
     if facts is None:
         return Verdict(False, "the VM is not running")
-    return judge_facts(facts, ctx.settings.health_url, service=_is_service(ctx))
+    own = frozenset(ctx.store.values("stack").get("own", ()))
+    project = guest_environment(ctx)["COMPOSE_PROJECT_NAME"]
+    mine = stack_containers(facts, own, project)
+    return judge_facts(
+        replace(facts, containers=tuple(mine)), ctx.settings.health_url, service=_is_service(ctx)
+    )
 
 
 def _is_service(ctx: Context) -> bool:
@@ -58,15 +64,18 @@ def _is_service(ctx: Context) -> bool:
         return False
 
 
-def stack_containers(facts: Facts) -> list[Container]:
-    """Those that are the stack's: neither `compose run`, nor what somebody started beside it."""
+def stack_containers(facts: Facts, own: Collection[str], project: str) -> list[Container]:
+    """Those that are the stack's: neither `compose run`, nor what somebody started beside it.
+
+    ``own``: the ids that its start has made; without any, all count.
+    """
     containers = [c for c in facts.containers if not c.oneoff]
-    return [c for c in containers if c.project] or containers
+    return [c for c in containers if c.id in own or c.project == project or not own]
 
 
 def judge_facts(facts: Facts, url: str, *, service: bool = False) -> Verdict:
     """The verdict on what the guest said.  Pure."""
-    containers = stack_containers(facts)
+    containers = [c for c in facts.containers if not c.oneoff]
     for container in containers:
         if container.failed:
             known = container.exit_code is not None
@@ -117,6 +126,13 @@ def wait(ctx: Context) -> None:
                 f"the stack is not healthy: {verdict.reason}",
                 hint="`vmoat logs --stage stack` shows its output",
                 code=Code.STAGE,
+            )
+        if ctx.facts() is None and ctx.status.state != "running":
+            reasons = "; ".join(ctx.status.reasons)
+            raise VmoatError(
+                f"the VM is {ctx.status.state}" + (f": {reasons}" if reasons else ""),
+                hint="`vmoat up` starts it again",
+                code=Code.VM,
             )
         if time.monotonic() >= deadline:
             raise VmoatError(

@@ -15,22 +15,17 @@ import os
 import re
 import secrets
 import shutil
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmoat import paths
 from vmoat.errors import Code, VmoatError
-from vmoat.state import VmLock
+from vmoat.state import CANCEL_LIMIT, VmLock, cancel_run
 from vmoat.worktree import Worktree
 
 NAME_LIMIT = 48
 """Characters of a name: a host name holds 63, and colima's profiles add their own prefix."""
-
-CANCEL_LIMIT = 15.0
-"""Seconds for a worker that was cancelled to let go of its VM."""
-
 
 @dataclass(frozen=True)
 class Instance:
@@ -222,7 +217,12 @@ def _read_id(git_dir: Path) -> tuple[str, str] | None:
     # The name becomes a path: take nothing but what `claim` writes.
     if len(words) != 2 or not re.fullmatch(r"[0-9a-f]{16}", words[0]):
         return None
-    return (words[0], words[1]) if re.fullmatch(r"[a-z0-9][a-z0-9-]*", words[1]) else None
+    return (words[0], words[1]) if is_name(words[1]) else None
+
+
+def is_name(text: str) -> bool:
+    """Whether this can be the name of a VM; it becomes a path."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9-]*", text) is not None
 
 
 def _take(name: str, owner: Owner) -> bool:
@@ -251,14 +251,14 @@ def _set_aside(name: str, holder: Owner) -> None:
         shutil.rmtree(paths.vm_dir(name))
         return
     _end_work(name)
-    aside = f"{name[: NAME_LIMIT - 9]}-{holder.vm_id[:8]}"
+    aside = f"{name[: NAME_LIMIT - 9].rstrip('-')}-{holder.vm_id[:8]}"
     os.rename(paths.vm_dir(name), paths.vm_dir(aside))
 
 
 def _end_work(name: str) -> None:
     """A worker that still brings up the removed worktree knows its folder by this name."""
     lock = VmLock(paths.vm_dir(name))
-    cancel(lock)
+    cancel_run(paths.vm_dir(name))
     if not lock.take(wait=CANCEL_LIMIT):
         raise VmoatError(
             f"the VM {name} of a worktree that was removed is still worked on",
@@ -266,14 +266,6 @@ def _end_work(name: str) -> None:
             code=Code.BUSY,
         )
     lock.free()
-
-
-def cancel(lock: VmLock) -> None:
-    """Tell whoever works on a VM to stop."""
-    worker = lock.holder()
-    if worker:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(worker, signal.SIGINT)
 
 
 def _write_owner(name: str, owner: Owner) -> None:

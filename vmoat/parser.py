@@ -127,7 +127,8 @@ COMMANDS = (
             arg("--bundle", metavar="DIR", help="write everything into DIR, for a report"),
         ),
     ),
-    Command("down", "lifecycle", "stop the stack and power the VM off; its disks stay"),
+    Command("down", "lifecycle",
+            "stop the stack (and an `up` at work), power the VM off; its disks stay"),
     Command(
         "destroy", "lifecycle", "remove the VM and every byte of it",
         (

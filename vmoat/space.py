@@ -24,6 +24,9 @@ LOW = 32 << 20
 POLL = 10.0
 """Seconds between two looks at a guest whose stack starts."""
 
+LOOK_LIMIT = 150.0
+"""Seconds for a look that has begun when the unit ends."""
+
 LARGEST = """\
 for top in / /var/lib/docker; do
   du -xm --max-depth=3 $top 2>/dev/null
@@ -38,6 +41,9 @@ CURE = (
 )
 
 
+FULL = VmoatError("the VM's disk is full", hint=CURE, code=Code.STAGE)
+
+
 def full(facts: Facts) -> list[str]:
     """The mounts without room."""
     return [name for name, (_, free) in facts.space.items() if name[:1] == "/" and free < LOW]
@@ -49,7 +55,9 @@ def complaint(guest: Guest) -> VmoatError | None:
     mounts = full(facts)
     if not mounts:
         return None
-    rows = guest.run(LARGEST, root=True, check=False, timeout=120).out.splitlines()
+    rows: list[str] = []
+    with contextlib.suppress(VmoatError):  # looking takes long on a large disk
+        rows = guest.run(LARGEST, root=True, check=False, timeout=120).out.splitlines()
     free = min(facts.space[name][1] for name in mounts)
     return VmoatError(
         f"the VM's disk is full: {free >> 20} MiB are free in {' and '.join(mounts)}",
@@ -57,6 +65,13 @@ def complaint(guest: Guest) -> VmoatError | None:
         code=Code.STAGE,
         details=rows,
     )
+
+
+def suspicion(guest: Guest) -> VmoatError | None:
+    """As ``complaint``, where it may be why something else failed: never in the way of telling."""
+    with contextlib.suppress(VmoatError):
+        return complaint(guest)
+    return None
 
 
 def require(ctx: Context) -> None:
@@ -79,10 +94,10 @@ def watched(ctx: Context, unit: str) -> Iterator[None]:
             with contextlib.suppress(VmoatError):
                 facts = guest.facts(Probe(docker=True, space=True))
                 missed = missed + 1 if full(facts) and not facts.docker else 0
-                error = complaint(guest) if missed > 1 else None
-                if error is not None:
-                    found.append(error)
+                if missed > 1:
+                    # First the end of what waits for ever; then who filled the disk.
                     guest.stop_stage(unit)
+                    found.append(suspicion(guest) or FULL)
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -90,8 +105,9 @@ def watched(ctx: Context, unit: str) -> Iterator[None]:
         yield
     except VmoatError as error:
         over.set()
-        watcher.join(POLL)
+        watcher.join(LOOK_LIMIT)
         if found:
+            ctx.store.attempt_failed(unit, "the VM's disk was full")
             raise found[0] from error
         raise
     finally:

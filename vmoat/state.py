@@ -7,9 +7,11 @@ leaves the last finished state.  The event log is NDJSON, one event a line, writ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import signal
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,6 +270,12 @@ class RunLog:
             file.write(line.encode())
         return True
 
+    def close_wishes(self) -> None:
+        """The run ends, whatever was wished for: later ones have to start one of their own."""
+        with contextlib.suppress(OSError), open(self._wishes, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(b"closed\n")
+
     def next_wish(self) -> dict[str, Any] | None:
         """The oldest wish; without one there will be none: later ones have to start a run."""
         with open(self._wishes, "a+b") as file:
@@ -280,6 +288,14 @@ class RunLog:
 
     def events(self) -> list[dict[str, Any]]:
         return list(self.follow(lambda: True))
+
+    def done(self) -> frozenset[str]:
+        """The stages that this run has done."""
+        return frozenset(
+            e["stage"]
+            for e in self.events()
+            if e["event"] == "stage_end" and e["outcome"] == "done"
+        )
 
     def follow(self, stop: Any, pause: float = 0.05) -> Iterator[dict[str, Any]]:
         """Each event as it is written, until ``stop()`` is true and nothing more is there."""
@@ -309,6 +325,36 @@ def current_run(folder: Path) -> RunLog | None:
         return None
     log = RunLog(folder, run_id)
     return log if run_id and log.file.is_file() else None
+
+
+def active_run(folder: Path) -> RunLog | None:
+    """The run whose worker holds the VM's lock now.
+
+    None where nobody does, and where something else does (`down`, plain doit) after a run was
+    killed.
+    """
+    holder = VmLock(folder).holder()
+    log = current_run(folder) if holder else None
+    if log is None:
+        return None
+    events = log.events()
+    if any(e["event"] == "run_end" for e in events):
+        return None
+    pids = {e["pid"] for e in events if e["event"] == "run_start"}
+    return log if not pids or holder in pids else None
+
+
+CANCEL_LIMIT = 15.0
+"""Seconds for a worker that was cancelled to let go of its VM."""
+
+
+def cancel_run(folder: Path) -> None:
+    """Tell the worker that brings this VM up to stop; nobody else who holds its lock."""
+    if active_run(folder) is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            holder = VmLock(folder).holder()
+            if holder:
+                os.kill(holder, signal.SIGINT)
 
 
 def stage_lines(folder: Path, stage: str) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from vmoat import paths, proc
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.state import RunLog, VmLock, current_run, require_lock
+from vmoat.state import RunLog, VmLock, active_run, current_run, require_lock
 from vmoat.worker import Request
 
 Event = dict[str, Any]
@@ -56,7 +56,7 @@ def start(
     """
     request = Request(
         secrets.token_hex(6), str(ctx.worktree.path), str(ctx.instance.folder), seen,
-        list(targets), list(force), dict(flags), verbose,
+        list(targets), list(force), dict(flags), verbose, sorted(ctx.joined),
     )  # fmt: skip
     log = RunLog(ctx.instance.folder, request.run_id)
     # Its own last words, where even the event log could not be opened.
@@ -127,28 +127,12 @@ def at_terminal() -> bool:
 
 def active(ctx: Context) -> RunLog | None:
     """The run that works on this VM now."""
-    holder = VmLock(ctx.instance.folder).holder()
-    log = current_run(ctx.instance.folder) if holder else None
-    if log is None:
-        return None
-    events = log.events()
-    if any(e["event"] == "run_end" for e in events):
-        return None
-    # The last run was killed, and something else holds the lock: `down`, plain doit.
-    pids = {e["pid"] for e in events if e["event"] == "run_start"}
-    return log if not pids or holder in pids else None
+    return active_run(ctx.instance.folder)
 
 
 def forced_in(log: RunLog) -> frozenset[str]:
     """The stages that this run was told to do whatever their state."""
     return frozenset(n for e in log.events() if e["event"] == "run_start" for n in e["force"])
-
-
-def done_in(log: RunLog) -> frozenset[str]:
-    """The stages that this run has done."""
-    return frozenset(
-        e["stage"] for e in log.events() if e["event"] == "stage_end" and e["outcome"] == "done"
-    )
 
 
 def follow(ctx: Context, log: RunLog, view: View, *, timeout: float | None = None) -> int:

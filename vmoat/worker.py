@@ -50,6 +50,8 @@ class Request:
     force: list[str] = field(default_factory=list)
     flags: dict[str, Any] = field(default_factory=dict)
     verbose: bool = False
+    joined: list[str] = field(default_factory=list)
+    """Stages that were done in a run which the caller has joined."""
 
     def dumps(self) -> str:
         return json.dumps(self.__dict__)
@@ -88,6 +90,7 @@ def _main(request: Request, folder: Path) -> int:
     except Cancelled:
         end = _failure(_cancelled())
     _ignore_signals()  # too late to cancel; the end must be written
+    log.close_wishes()
     # In this order: a watcher that finds the lock free and no end takes the worker for dead.
     log.write("run_end", **end)
     lock.free()
@@ -97,15 +100,17 @@ def _main(request: Request, folder: Path) -> int:
 def _do(request: Request, log: RunLog) -> dict[str, Any]:
     ctx: Context | None = None
     try:
-        ctx = load(Path(request.path), flags=request.flags)
-        ctx.forced = frozenset(request.force)
-        ctx.say = lambda line: log.write("line", text=line)
-        ctx.notice = lambda line: log.write("notice", text=line)
-        graph.run(ctx, request.targets, log)
-        while (more := log.next_wish()) is not None:
-            ctx.forced = frozenset(more["force"])
-            ctx.forget_facts()
-            graph.run(ctx, more["targets"], log)
+        wish: dict[str, Any] | None = {"targets": request.targets, "force": request.force}
+        done = frozenset(request.joined)
+        while wish is not None:
+            # Anew for each: the project's config may have changed in between.
+            ctx = load(Path(request.path), flags=request.flags)
+            ctx.forced, ctx.joined = frozenset(wish["force"]), done
+            ctx.say = lambda line: log.write("line", text=line)
+            ctx.notice = lambda line: log.write("notice", text=line)
+            graph.run(ctx, wish["targets"], log)
+            done |= log.done()
+            wish = log.next_wish()
         return {"code": int(Code.OK), "message": "", "hint": "", "details": []}
     except Cancelled:
         _ignore_signals()

@@ -11,7 +11,7 @@ from pathlib import Path
 import fakes
 import pytest
 
-from vmoat import watch, worker
+from vmoat import graph, watch, worker
 from vmoat.context import Context, load
 from vmoat.state import current_run
 
@@ -137,6 +137,10 @@ class World:
             time.sleep(0.01)
         os.kill(pid, 9)
         raise AssertionError("the worker did not end")
+
+    def reasons(self) -> dict[str, str]:
+        """What a run would do, and why."""
+        return {s.name: s.reason for s in graph.plan(self.context(claim=False)) if s.reason}
 
     def last_end(self) -> dict[str, object]:
         log = current_run(self.context().instance.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -38,15 +39,32 @@ URL = "http://localhost/"
         ({"containers": (container(up_seconds=5, restarts=9),)}, "", False, "after 9 restarts"),
         ({"containers": (container(up_seconds=30, restarts=9),)}, "", True, ""),
         ({"containers": (container(up_seconds=1, health="healthy"),)}, "", True, ""),
-        # somebody's own, beside the stack of a compose project
-        ({"containers": (container(), container("x", project="", state="exited", exit_code=1))},
-         "", True, ""),
     ],
 )
 def test_verdicts(facts: dict[str, Any], url: str, healthy: bool, reason: str) -> None:
     verdict = health.judge_facts(Facts(**{"docker": True, **facts}), url)
     assert verdict.healthy == healthy
     assert reason in verdict.reason
+
+
+def test_what_somebody_started_beside_the_stack_is_not_judged() -> None:
+    web, helper = container(project="shop"), container("x", project="", state="exited", exit_code=1)
+    other = container("y", project="other", state="exited", exit_code=137)
+    facts = Facts(docker=True, containers=(web, helper, other))
+    judged = health.stack_containers
+    assert judged(facts, frozenset({"id-web"}), "shop") == [web]
+    assert judged(facts, frozenset({"id-web", "id-x"}), "shop") == [web, helper], "made by CMD_UP"
+    assert judged(facts, frozenset(), "shop") == [web, helper, other], "nothing is known yet"
+
+
+def test_a_vm_that_died_is_not_waited_for(world: World) -> None:
+    ctx = world.context()
+    ctx.driver.create(ctx.spec, print)
+    began = time.monotonic()
+    with pytest.raises(VmoatError, match="the VM is stopped") as caught:
+        health.wait(ctx)
+    assert caught.value.code == 5
+    assert time.monotonic() - began < 3
 
 
 def test_a_service_that_ended_is_not_well() -> None:

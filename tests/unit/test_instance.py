@@ -233,7 +233,7 @@ def test_a_vm_stays_with_the_driver_that_made_it(
     assert owner is not None
     assert owner.driver == "qemu"
     world.set("disk", "made")
-    monkeypatch.setenv("VMOAT_DRIVER", "colima")
+    monkeypatch.setenv("VMOAT_DRIVER", "colima")  # the fakes take every name
     ctx = world.context()
     assert any("made by the driver qemu" in warning for warning in ctx.settings.warnings)
     (world.place / "disk").unlink()

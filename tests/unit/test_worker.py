@@ -13,7 +13,7 @@ import pytest
 from conftest import World, git
 
 from vmoat import watch
-from vmoat.state import current_run, require_lock
+from vmoat.state import cancel_run, current_run, require_lock
 
 STAGES = ("image", "vm", "apt", "script", "seed", "gen", "stack", "health")
 UNITS = ("apt", "script", "gen", "stack")
@@ -207,6 +207,77 @@ def test_a_command_that_writes_a_tracked_file_is_joined_after_kill_9(world: Worl
     assert world.work() == 0
     assert once(world)["stack"] == 1
     assert (world.tree / "app.py").read_text().count("\n") == 1
+
+
+def test_an_edit_after_a_killed_workers_stack_ended_is_served_at_once(world: World) -> None:
+    world.context()
+    world.set("die", "stack end")
+    assert world.work() == 137
+    later = time.time() + 5
+    (world.tree / "app.py").write_text("edited")
+    os.utime(world.tree / "app.py", (later, later))
+    assert world.work() == 0
+    assert once(world)["stack"] == 2
+    assert world.work() == 0
+    assert once(world)["stack"] == 2
+
+
+def test_a_forced_stack_is_not_a_killed_workers_result(world: World) -> None:
+    world.context()
+    world.set("die", "stack end")
+    assert world.work() == 137
+    assert world.work(force=("stack",)) == 0
+    assert once(world)["stack"] == 2
+
+
+def test_stopped_containers_are_started_again(world: World) -> None:
+    """Those that serve end with 0 when they are told to stop."""
+    world.context()
+    web, job = {"name": "web", "ports": [[80, 80]], "project": "repo"}, {"name": "job"}
+    world.set("containers", json.dumps([web, {"name": "job", "project": "repo"}]))
+    assert world.work() == 0
+    gone = [{**c, "state": "exited", "exit_code": 0, "ports": []} for c in (web, job)]
+    world.set("containers", json.dumps([job, gone[0]]))
+    assert world.reasons()["stack"] == "the container web is exited"
+    world.set("containers", json.dumps([web, gone[1]]))
+    assert world.reasons() == {}, "a job may be done"
+    world.set("containers", json.dumps(gone))
+    assert "exited" in world.reasons()["stack"]
+
+
+def test_down_does_not_interrupt_another_down(world: World) -> None:
+    ctx = world.context()
+    assert world.work() == 0
+    lock = require_lock(ctx.instance.folder, "another down")
+    before = signal.signal(signal.SIGINT, lambda *_: pytest.fail("interrupted"))
+    try:
+        cancel_run(ctx.instance.folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        lock.free()
+
+
+def test_down_ends_an_up_that_builds_the_image(world: World) -> None:
+    world.context()
+    world.set("slow", "30")
+    pid = world.fork_worker()
+    while "apt" not in world.ran():
+        time.sleep(0.02)
+    world.vmoat("down")
+    assert world.join(pid) == 130
+
+
+def test_a_wish_is_done_with_the_config_of_its_time(world: World) -> None:
+    world.context()
+    world.set("slow", "0.5")
+    pid = world.fork_worker("apt")
+    while "apt" not in world.ran():
+        time.sleep(0.02)
+    text = (world.tree / "vmoat.toml").read_text()
+    (world.tree / "vmoat.toml").write_text(text.replace("echo up", "echo another"))
+    world.vmoat("up", "--detach")
+    assert world.join(pid) == 0
+    assert world.reasons() == {}
 
 
 def test_a_retry_is_joined_after_kill_9(world: World) -> None:

@@ -13,7 +13,7 @@ from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.lifecycle import stack_command, stop_stack
 from vmoat.output import Output, printable
-from vmoat.state import VmLock, read_toml, require_lock, write_toml
+from vmoat.state import CANCEL_LIMIT, cancel_run, read_toml, require_lock, write_toml
 
 MAX_RUNS = 5
 """A run may find that inputs changed while it joined another; it does not chase them for ever."""
@@ -90,7 +90,7 @@ def bring_up(
         # Who joined may have asked for more, or have changed a file since: look again.
         ctx.store.reload()
         ctx.forced -= watch.forced_in(log)
-        ctx.joined |= watch.done_in(log)
+        ctx.joined |= log.done()
     raise VmoatError(
         f"other work on {ctx.instance.name} came first, {MAX_RUNS} times",
         hint="`vmoat wait` follows it; `vmoat up` asks again",
@@ -226,11 +226,12 @@ def down(args: argparse.Namespace, out: Output) -> int:
     ctx = context(args, claim=False, tolerant=True)
     for text in ctx.settings.warnings:
         out.warn(text)
-    if ctx.status.state in ("absent", "stopped"):
+    if watch.active(ctx) is None and ctx.status.state in ("absent", "stopped"):
         out.say(f"{ctx.instance.name}: not running")
         return int(Code.OK)
-    instance.cancel(VmLock(ctx.instance.folder))  # what brings it up has nothing left to do
-    lock = require_lock(ctx.instance.folder, "`down`", wait=instance.CANCEL_LIMIT)
+    cancel_run(ctx.instance.folder)  # what brings it up has nothing left to do
+    lock = require_lock(ctx.instance.folder, "`down`", wait=CANCEL_LIMIT)
+    ctx.forget_facts()
     try:
         write_toml(_volumes_file(ctx.instance), {"names": _volumes(ctx)})
         shut_down(ctx, out)
@@ -263,8 +264,8 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
         out.say(f"{ctx.instance.name}: there is no VM")
         return int(Code.OK)
     _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), _volumes(ctx))
-    instance.cancel(VmLock(ctx.instance.folder))
-    lock = require_lock(ctx.instance.folder, "`destroy`", wait=instance.CANCEL_LIMIT)
+    cancel_run(ctx.instance.folder)
+    lock = require_lock(ctx.instance.folder, "`destroy`", wait=CANCEL_LIMIT)
     try:
         with contextlib.suppress(VmoatError):
             ctx.guest.close()
@@ -276,7 +277,7 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
 
 
 def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
-    owner = instance.read_owner(args.name) if args.name == instance.sanitise(args.name) else None
+    owner = instance.read_owner(args.name) if instance.is_name(args.name) else None
     if owner is None:
         known = sorted(folder.name for folder in paths.vms_dir().glob("[!.]*"))
         raise VmoatError(
@@ -285,8 +286,8 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
         )  # fmt: skip
     mine = instance.Instance(args.name, owner.vm_id)
     _confirm(args, out, mine.name, str(owner.worktree), _volumes_then(mine))
-    instance.cancel(VmLock(mine.folder))
-    lock = require_lock(mine.folder, "`destroy`", wait=instance.CANCEL_LIMIT)
+    cancel_run(mine.folder)
+    lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
     try:
         _remove(owner.driver, mine)
     finally:
@@ -304,7 +305,10 @@ def _volumes(ctx: Context) -> tuple[str, ...]:
     """The named volumes: what a person may miss."""
     if ctx.facts() is None:
         return _volumes_then(ctx.instance)
-    done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
+    try:
+        done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
+    except VmoatError:  # a dockerd that hangs must not be in the way
+        return _volumes_then(ctx.instance)
     return tuple(done.out.split())
 
 

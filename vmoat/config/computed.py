@@ -276,20 +276,20 @@ def _as_it_was_read(project: Project) -> Iterator[tuple[list[str], list[int]]]:
     from vmoat import proc
 
     bwrap = proc.which("bwrap")
-    probe = [str(bwrap), "--dev-bind", "/", "/", "true"]
+    probe = [str(bwrap), "--die-with-parent", "--dev-bind", "/", "/", "true"]
     if not bwrap or proc.run(probe, check=False, timeout=TIMEOUT).rc != 0:
         yield [], []
         return
     with contextlib.ExitStack() as files:
         words, fds = probe[:-1], []
         for name, data in project.contents:
-            if data is None:
+            path = os.path.realpath(project.root / name)
+            if data is None or not os.path.isfile(path):  # bubblewrap would make one
                 continue
             file = files.enter_context(tempfile.TemporaryFile())
             file.write(data)
             file.seek(0)
             fds.append(file.fileno())
-            path = os.path.realpath(project.root / name)
             mode = "0755" if os.access(path, os.X_OK) else "0644"
             words += ["--perms", mode, "--ro-bind-data", str(file.fileno()), path]
         yield [*words, "--chdir", str(project.root), "--"], fds

@@ -139,6 +139,8 @@ def _serve(
     binds = [bind for bind in plan.binds if _below(bind, export)]
     client = socket.socket(socket.AF_UNIX)
     with launch.listen(place) as server:
+        # First: where this process is killed, the other end is gone, and virtiofsd ends with it.
+        client.connect(str(place))
         words = virtiofs.argv(
             virtiofs.program(), export, fd=server.fileno(), uid=spec.owner.uid, gid=spec.owner.gid
         )
@@ -146,7 +148,6 @@ def _serve(
         identity = replace(who.sandbox, shown=shown)
         pid = launch.sandboxed(words, binds, identity, keep=[server.fileno()], log=log)
         add(process.Process.of(record.SHARING + export.tag, pid))
-        client.connect(str(place))
     place.unlink()
     return client
 

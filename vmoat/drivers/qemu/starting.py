@@ -63,7 +63,8 @@ def start(spec: VmSpec, say: Say) -> None:
         _resume(spec.name, say)
         status = look.status(spec.name)
     found = record.read(spec.name)
-    if found and status.state == "running" and status.spec_digest == spec.digest():
+    proven = not found or found.mount != "virtiofs" or virtiofs.remembered()
+    if found and proven and status.state == "running" and status.spec_digest == spec.digest():
         waiting.wait_for_ssh(spec.name, found)
         return
     if status.state == "running":
@@ -138,7 +139,9 @@ def _boot(spec: VmSpec, kind: str, mount: str, say: Say) -> str:
         waiting.wait_for_ssh(spec.name, found)
         why = virtiofs.verdict(spec.name, console.text(spec.name)) if untried else ""
     except VmoatError as error:
-        if not untried or spec.mount_type == "virtiofs":
+        # Else it may have been anything: the next start tries again.
+        blamed = record.SHARING in error.message or "cannot mount" in " ".join(error.details)
+        if not untried or not blamed or spec.mount_type == "virtiofs":
             raise
         why = error.message
     if untried:

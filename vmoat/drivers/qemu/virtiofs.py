@@ -99,7 +99,8 @@ def kinds(spec: VmSpec) -> Iterator[str]:
         if why or not spec.walls:
             raise VmoatError(
                 f"shares by virtiofs are asked for: {why or 'they need the walls'}",
-                hint="install virtiofsd (Debian 13 has it), or leave out vm.mount_type",
+                hint="install virtiofsd (Debian 13 has it), or leave out vm.mount_type; what a "
+                f"guest found is kept in {paths.state_home() / 'proven.toml'}",
                 code=Code.MISSING,
             )
         yield "virtiofs"
