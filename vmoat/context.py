@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmoat import drivers, instance, paths, worktree
 from vmoat.config import settings as config
+from vmoat.config.values import split_share
 from vmoat.drivers import Driver, Owner, Share, VmSpec, VmStatus
 from vmoat.errors import Code, VmoatError
 from vmoat.state import StageStore
@@ -208,7 +209,7 @@ def make_spec(
         readonly=_readonly(settings, tree),
         gitlinks=tree.gitlinks() if survey else (),
         masked=tree.nested() if survey else (),
-        shares=tuple(_share(text) for text in settings.mounts_share),
+        shares=tuple(Share(*split_share(text)) for text in settings.mounts_share),
         mount_type=settings.vm_mount_type,
         walls=settings.walls,
         network_open=settings.network_open,
@@ -232,13 +233,6 @@ def _readonly(settings: config.Settings, tree: worktree.Worktree) -> tuple[Path,
     """What of the worktree the host reads as config, sourced files included."""
     names = {tree.path / name for name in CONFIG_FILES} | set(settings.files)
     return tuple(p for p in sorted(names) if p.is_relative_to(tree.path) and p.is_file())
-
-
-def _share(text: str) -> Share:
-    path, _, mode = text.rpartition(":")
-    if path and mode in ("ro", "rw"):
-        return Share(Path(os.path.expanduser(path)), mode == "rw")
-    return Share(Path(os.path.expanduser(text)), True)
 
 
 def guest_environment(ctx: Context) -> dict[str, str]:

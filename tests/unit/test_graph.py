@@ -47,6 +47,14 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
+def test_the_tests_are_a_stage_that_runs_when_it_is_asked_for(world: World) -> None:
+    assert world.work() == 0
+    assert "test" not in world.ran()
+    assert reasons(world, "test") == {"test": "asked for each time"}
+    assert world.work("test") == 0
+    assert world.ran().count("test") == 1
+
+
 def test_the_first_run(world: World) -> None:
     said = agree(world)
     assert said["image"] == "no image of this recipe on this machine"
