@@ -49,6 +49,7 @@ def started(vm: Vm, stage: str, since: float) -> bool:
 
 def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
     """QEMU first; then the worker in the middle of vm, apt, script and stack."""
+    assert set(slow.processes()) >= {"qemu", "passt", "guard"}
     kill(slow.processes()["qemu"])
     status = slow.status()
     assert status["state"] == "broken"

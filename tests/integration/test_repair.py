@@ -78,46 +78,52 @@ def test_the_down_command_runs_where_the_stack_does(second: Vm) -> None:
     assert second.status()["state"] == "stopped"
 
 
-def test_the_system_disk_is_truncated(second: Vm) -> None:
+@pytest.fixture
+def machine(odd: Vm) -> Vm:
+    """The second worktree's VM without its stack: what is broken here is below that."""
+    odd.up("vm")
+    return odd
+
+
+def test_the_system_disk_is_truncated(machine: Vm) -> None:
     """It is made again; what was installed on it has to run again, and the plan says so."""
-    disk = second.disks / "system.qcow2"
-    second.up("vm")
-    kill(second.processes()["qemu"])
+    disk = machine.disks / "system.qcow2"
+    kill(machine.processes()["qemu"])
     with open(disk, "r+b") as file:
         file.truncate(disk.stat().st_size // 2)
-    status = second.status()
+    status = machine.status()
     assert status["state"] == "broken"
     assert any("system.qcow2" in reason for reason in status["reasons"])
-    story = second.up("vm")
+    story = machine.up("vm")
     assert "damaged" in story
-    plan = second.plan()
+    plan = machine.plan()
     assert plan["apt"] == "a new disk"
     assert {"script", "stack"} <= set(plan)
 
 
-def test_docker_s_disk_is_truncated(second: Vm) -> None:
+def test_docker_s_disk_is_truncated(machine: Vm) -> None:
     """The user's volumes were on it: nothing is thrown away without a word."""
-    assert second.cli("down").returncode == 0
-    disk = second.disks / "data.qcow2"
+    assert machine.cli("down").returncode == 0
+    disk = machine.disks / "data.qcow2"
     whole = disk.read_bytes()
     with open(disk, "r+b") as file:
         file.truncate(len(whole) // 2)
-    assert second.status()["state"] == "broken"
-    story = second.up("vm", code=5)
+    assert machine.status()["state"] == "broken"
+    story = machine.up("vm", code=5)
     assert "vmoat destroy" in story
     disk.write_bytes(whole)
-    assert second.status()["state"] == "stopped"
+    assert machine.status()["state"] == "stopped"
 
 
-def test_the_disks_are_deleted_by_hand(second: Vm) -> None:
+def test_the_disks_are_deleted_by_hand(machine: Vm) -> None:
     """... under a VM that runs: it must not go on with files that nobody can see any more."""
-    qemu = second.processes()["qemu"]
-    shutil.rmtree(second.disks)
-    assert second.status()["state"] == "broken"
-    second.up("vm")
+    qemu = machine.processes()["qemu"]
+    shutil.rmtree(machine.disks)
+    assert machine.status()["state"] == "broken"
+    machine.up("vm")
     assert not alive(qemu)
-    assert second.plan()["apt"] == "a new disk"
-    assert second.status()["state"] == "running"
+    assert machine.plan()["apt"] == "a new disk"
+    assert machine.status()["state"] == "running"
 
 
 def test_destroy_leaves_no_byte(odd: Vm) -> None:

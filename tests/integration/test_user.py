@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from lab import FILES, Home, Lab, Vm, alive, git, make_repository
+from test_walls import METADATA, host_status, listener, own_addresses
+
+__all__ = ["listener"]  # a fixture
 
 pytestmark = [
     pytest.mark.vm,
@@ -101,6 +104,45 @@ def test_what_root_of_the_vm_writes_is_the_users(theirs: Vm, user: pwd.struct_pa
     theirs.root_sh("echo x >by-root; chmod 4755 by-root; chown 12345 by-root")
     info = (theirs.worktree / "by-root").stat()
     assert (info.st_uid, info.st_mode & 0o6000) == (user.pw_uid, 0)
+
+
+ATTACKS = (
+    "cp -r /tmp/evil evil; mv .git old; mv evil/.git .git",
+    "rm -rf .git; cp -r /tmp/evil/.git .git",
+    "umount -l .git; umount .git; cp /tmp/evil/.git/config .git/config",
+    "echo 'gitdir: /tmp/evil/.git' >.git; git config core.fsmonitor /tmp/evil/run",
+    "cp /tmp/evil/.git/config /run/vmoat/git/common/config",
+)
+
+
+def test_the_walls_of_an_ordinary_users_clone(
+    theirs: Vm, user: pwd.struct_passwd, place: Path, listener: tuple[int, list[str]]
+) -> None:
+    """As root in the VM: `.git`, $HOME, the host's loopback, the cloud's metadata."""
+    mark = place / "ran"
+    plant = (
+        "rm -rf /tmp/evil; git init -q /tmp/evil; "
+        f"printf '#!/bin/sh\\ntouch {mark}\\n' >/tmp/evil/run; chmod +x /tmp/evil/run; "
+        "git -C /tmp/evil config core.fsmonitor /tmp/evil/run; "
+    )
+    config = (theirs.worktree / ".git" / "config").read_bytes()
+    for attack in ATTACKS:
+        theirs.root_sh(plant + attack)
+        host_status(theirs.worktree)
+        assert not mark.exists(), attack
+        assert (theirs.worktree / ".git" / "config").read_bytes() == config, attack
+    theirs.root_sh("rm -rf evil; git config --unset core.fsmonitor")
+    secret = Path(user.pw_dir) / "secret"
+    secret.write_text("of the user")
+    assert "of the user" not in theirs.root_sh(f"cat {secret}; find / -xdev -name secret")[1]
+    port, came = listener
+    targets = ["10.0.2.2", "127.0.0.1", "0.0.0.0", METADATA, *own_addresses()]
+    script = "".join(
+        f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null && echo reached\n"
+        for address in targets
+    )
+    assert "reached" not in theirs.root_sh(script)[1]
+    assert came == []
 
 
 def test_git_in_a_plain_clone(theirs: Vm) -> None:
