@@ -33,6 +33,9 @@ OWN_AFTER = 3
 MOST_CHANGED = 1000
 """Names of files that changed while the stack started: a branch switched meanwhile has no end."""
 
+UP = ("initializing", "starting", "running", "degraded", "maintenance")
+"""systemctl(1), is-system-running: the states of a system that is not on its way down."""
+
 DOCKER_LIMIT = 180.0
 REBOOT_LIMIT = 240.0
 """Seconds for dockerd to start, and for a guest that reboots to be gone."""
@@ -143,8 +146,9 @@ def _await_guest(ctx: Context, before: str) -> None:
 
 
 def _stopping(ctx: Context) -> bool:
+    """Whether the guest goes down: systemd says so, or does not answer any more."""
     state = ctx.guest.run("systemctl is-system-running", check=False, timeout=30)
-    return state.out.strip() == "stopping"
+    return state.out.strip() not in UP
 
 
 def _goes_down(ctx: Context, error: VmoatError) -> bool:

@@ -115,10 +115,29 @@ ATTACKS = (
 )
 
 
+def test_git_in_a_plain_clone(theirs: Vm) -> None:
+    before = {
+        file: file.read_bytes() for file in (theirs.worktree / ".git").rglob("*") if file.is_file()
+    }
+    assert theirs.ok("git log -1 --format=%s") == "a page"
+    theirs.ok("git config some.key value && git config --get some.key")
+    theirs.ok("git commit -q --allow-empty -m 'made inside' && git status")
+    assert theirs.ok("git log -1 --format=%s") == "made inside"
+    after = {
+        file: file.read_bytes() for file in (theirs.worktree / ".git").rglob("*") if file.is_file()
+    }
+    assert after == before
+    safe = ("-c", f"safe.directory={theirs.worktree}")
+    assert "made inside" not in git(theirs.worktree, *safe, "log", "--oneline", "--all").stdout
+
+
 def test_the_walls_of_an_ordinary_users_clone(
     theirs: Vm, user: pwd.struct_passwd, place: Path, listener: tuple[int, list[str]]
 ) -> None:
-    """As root in the VM: `.git`, $HOME, the host's loopback, the cloud's metadata."""
+    """As root in the VM: `.git`, $HOME, the host's loopback, the cloud's metadata.
+
+    After this the guest has no view of git any more: its root has unmounted it.
+    """
     mark = place / "ran"
     plant = (
         "rm -rf /tmp/evil; git init -q /tmp/evil; "
@@ -143,22 +162,6 @@ def test_the_walls_of_an_ordinary_users_clone(
     )
     assert "reached" not in theirs.root_sh(script)[1]
     assert came == []
-
-
-def test_git_in_a_plain_clone(theirs: Vm) -> None:
-    before = {
-        file: file.read_bytes() for file in (theirs.worktree / ".git").rglob("*") if file.is_file()
-    }
-    assert theirs.ok("git log -1 --format=%s") == "a page"
-    theirs.ok("git config some.key value && git config --get some.key")
-    theirs.ok("git commit -q --allow-empty -m 'made inside' && git status")
-    assert theirs.ok("git log -1 --format=%s") == "made inside"
-    after = {
-        file: file.read_bytes() for file in (theirs.worktree / ".git").rglob("*") if file.is_file()
-    }
-    assert after == before
-    safe = ("-c", f"safe.directory={theirs.worktree}")
-    assert "made inside" not in git(theirs.worktree, *safe, "log", "--oneline", "--all").stdout
 
 
 def test_destroy_as_the_user(theirs: Vm) -> None:
