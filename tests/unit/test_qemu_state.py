@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -232,6 +234,53 @@ def test_a_living_vm_is_what_qemu_says(
     status = look.status(NAME)
     assert status.state == state
     assert reason in " ".join(status.reasons)
+
+
+def test_commands_at_once_wait_their_turn_at_qemus_socket() -> None:
+    """QEMU serves one client, lets one wait, and the kernel refuses the others with EAGAIN."""
+    path = paths.runtime_dir(VM_ID) / "qmp"
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen(1)
+    answers: list[object] = []
+
+    def ask() -> None:
+        with qmp.connect(path, 20) as monitor:
+            answers.append(monitor.command("query-status"))
+
+    clients = [threading.Thread(target=ask) for _ in range(12)]
+    for client in clients:
+        client.start()
+    time.sleep(0.2)  # all of them have tried
+    for _ in clients:
+        link, _ = server.accept()
+        with link, link.makefile("rw") as file:
+            print(json.dumps({"QMP": {}}), file=file, flush=True)
+            for _line in file:
+                print(json.dumps({"return": "here"}), file=file, flush=True)
+    for client in clients:
+        client.join(20)
+    server.close()
+    assert answers == ["here"] * 12
+
+
+def test_a_qemu_that_a_signal_stopped_is_paused_and_told_at_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = running("running")
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        try:
+            mine = process.Process.of("qemu", sleeper.pid)
+            found.processes = [one for one in found.processes if one.name != "qemu"] + [mine]
+            record.write(NAME, found)
+            assert look.status(NAME).state == "running"
+            sleeper.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+            status = look.status(NAME)
+            assert status.state == "paused"
+            assert status.reasons == (f"a signal stopped its QEMU (process {sleeper.pid})",)
+        finally:
+            sleeper.kill()
 
 
 def test_a_full_host_disk_is_named(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(path))
-    server.listen(4)
+    server.listen(64)
     os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)
     return server
 

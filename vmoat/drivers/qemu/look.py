@@ -11,7 +11,8 @@ from vmoat.drivers import VmStatus
 from vmoat.drivers.qemu import console, disks, process, qmp, record
 from vmoat.errors import VmoatError
 
-STATUS_SECONDS = 1.0
+STATUS_SECONDS = 10.0
+"""A busy host may keep QEMU's main loop from answering for seconds, and "broken" restarts a VM."""
 ROOM = 512 << 20
 """Bytes free on the host's disk before a VM that a full disk paused goes on."""
 
@@ -91,6 +92,9 @@ def _alive(
     facts: VmStatus,
     reasons: list[str],
 ) -> VmStatus:
+    if qemu.stopped():
+        why = f"a signal stopped its QEMU (process {qemu.pid})"
+        return replace(facts, state="paused", reasons=(why, *reasons))
     try:
         with qmp.connect(qmp_path(found), STATUS_SECONDS) as monitor:
             state = str(monitor.command("query-status")["status"])

@@ -24,13 +24,18 @@ def host_boot() -> str:
         return ""
 
 
-def start_time(pid: int) -> int:
-    """When the process started; 0 for none, and for one that has ended but was not waited for."""
+def _stat(pid: int) -> list[str]:
+    """``/proc/PID/stat`` from its third field on, the state; empty for no process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return 0
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+        return []
+    return text.rpartition(")")[2].split()  # the name before it may hold anything
+
+
+def start_time(pid: int) -> int:
+    """When the process started; 0 for none, and for one that has ended but was not waited for."""
+    fields = _stat(pid)
     if len(fields) < 20 or fields[0] in "ZX":
         return 0
     return int(fields[19])
@@ -50,6 +55,10 @@ class Process:
 
     def alive(self) -> bool:
         return self.started > 0 and start_time(self.pid) == self.started
+
+    def stopped(self) -> bool:
+        """Whether a signal (STOP, or a debugger) holds it."""
+        return self.alive() and _stat(self.pid)[:1] in (["T"], ["t"])
 
     def signal(self, number: int) -> None:
         """Send a signal; quiet when it has gone."""

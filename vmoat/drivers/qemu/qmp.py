@@ -1,7 +1,8 @@
 """QEMU's control socket (QMP): one short conversation at a time.
 
-QEMU serves one client at a time, so connections are closed at once after use.  Facts: the
-greeting, ``qmp_capabilities`` and events between answers (QEMU's docs, "QMP protocol").
+QEMU serves one client at a time, so connections are closed at once after use; it lets so few
+wait (``listen`` with 1) that commands at once are refused with EAGAIN, and have to come again.
+Facts: the greeting, ``qmp_capabilities`` and events between answers (QEMU's docs, "QMP protocol").
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from vmoat.errors import Code, VmoatError
+
+TURN = 0.01
+"""Seconds until the next try where QEMU is busy with somebody else."""
 
 
 class QmpError(VmoatError):
@@ -36,9 +40,8 @@ class Qmp:
         self.events: list[dict[str, Any]] = []
         self._socket = sock or socket.socket(socket.AF_UNIX)
         try:
-            self._wait()
             if path is not None:
-                self._socket.connect(str(path))
+                self._reach(path)
             self._message()
             self.command("qmp_capabilities")
         except BaseException:
@@ -55,6 +58,15 @@ class Qmp:
         trace: TracebackType | None,
     ) -> None:
         self._socket.close()
+
+    def _reach(self, path: Path) -> None:
+        """Connect, in turn with whoever else asks."""
+        while True:
+            self._wait()
+            try:
+                return self._socket.connect(str(path))
+            except BlockingIOError:  # unix(7): the queue of the listener is full
+                time.sleep(TURN)
 
     def _wait(self) -> None:
         left = self._deadline - time.monotonic()

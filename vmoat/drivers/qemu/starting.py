@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -168,6 +169,8 @@ def _resume(name: str, say: Say) -> None:
             code=Code.BUSY,
         )
     say("the VM was paused and goes on")
+    if qemu := found.process("qemu"):
+        qemu.signal(signal.SIGCONT)
     with qmp.connect(look.qmp_path(found)) as monitor:
         monitor.command("cont")
     time.sleep(0.3)
