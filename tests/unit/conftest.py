@@ -91,8 +91,7 @@ class World:
 
     def ran(self) -> list[str]:
         """What the stages' commands and the driver did, in order."""
-        quiet = ("begin", "run", "join")
-        return [e for e in self.events() if e.split()[0] not in quiet]
+        return [e for e in self.events() if e.split()[0] not in fakes.QUIET]
 
     def events(self) -> list[str]:
         return fakes.text(self.place / "ran").splitlines()
