@@ -44,7 +44,7 @@ check() { # a virtiofsd that no guest has tried yet
 modprobe -a -b -q 9pnet_virtio 9p overlay
 share 9p git trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,nodev /run/vmoat/git
 share 9p share0 trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,nodev /srv/data
-share 9p worktree trans=virtio,version=9p2000.L,msize=512000,cache=mmap,rw,nosuid,nodev '/srv/it'"'"'s $HOME/wt'
+share 9p worktree trans=virtio,version=9p2000.L,msize=512000,cache=mmap,directio,rw,nosuid,nodev '/srv/it'"'"'s $HOME/wt'
 view '/srv/it'"'"'s $HOME/.git'
 borrowed /run/vmoat/git/alternate0 /srv/mirror/objects
 # which disks these are: written once, by their first boot

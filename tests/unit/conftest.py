@@ -27,6 +27,8 @@ seed = [".env"]
 [health]
 url = "http://localhost:8080/"
 timeout = 5
+[watch]
+enabled = false  # there is no guest that could be told
 [stages.gen]
 run = "echo gen"
 inputs = ["gen.txt"]

@@ -83,6 +83,7 @@ class Settings:
     git_writable: bool
     network_open: bool
     qemu_args: tuple[str, ...]
+    watch_enabled: bool
     ssh_forward_agent: bool
     image_mirror: str
     stages: tuple[UserStage, ...]

@@ -300,6 +300,13 @@ SETTINGS: tuple[Setting, ...] = (
         example=("-device", "virtio-rng-pci"),
     ),
     Setting(
+        "watch.enabled",
+        "bool",
+        True,
+        "Tell programs in the VM (inotify) what the host changes in the worktree, so that a saved "
+        "file wakes vite, nodemon, `uvicorn --reload` and the like. What git ignores is left out.",
+    ),
+    Setting(
         "ssh.forward_agent",
         "bool",
         False,

@@ -84,11 +84,11 @@ class Identity:
 
 def mount_options(export: Export) -> str:
     """9p options.  ``mmap`` lets programs map files shared and writable, which they cannot without
-    any cache; else nothing is cached, so a host's edit is seen at once.  But for one (tried): an
-    edit in place that keeps the size of a file which the guest holds open.
+    any cache; ``directio`` has all other reading and writing go to the host, so that an edit there
+    is seen at once, also in a file that the guest holds open (tried: without it, not).
     """
     mode = "rw" if export.writable else "ro"
-    cache = "mmap" if export.writable else "none"
+    cache = "mmap,directio" if export.writable else "none"
     return f"trans=virtio,version=9p2000.L,msize={MSIZE},cache={cache},{mode},nosuid,nodev"
 
 
