@@ -342,6 +342,7 @@ SECTIONS: dict[str, str] = {
     "git": "The repository",
     "network": "The network",
     "qemu": "QEMU",
+    "watch": "Edits on the host",
     "ssh": "ssh",
     "image": "The guest image",
 }
