@@ -84,6 +84,8 @@ class Settings:
     network_open: bool
     qemu_args: tuple[str, ...]
     ssh_forward_agent: bool
+    credentials_docker: bool
+    credentials_registries: tuple[str, ...]
     image_mirror: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]
