@@ -85,6 +85,8 @@ class Settings:
     qemu_args: tuple[str, ...]
     watch_enabled: bool
     ssh_forward_agent: bool
+    credentials_docker: bool
+    credentials_registries: tuple[str, ...]
     image_mirror: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]
