@@ -37,7 +37,7 @@ MOST_CHANGED = 1000
 UP = ("initializing", "starting", "running", "degraded", "maintenance")
 """systemctl(1), is-system-running: the states of a system that is not on its way down."""
 
-WATCH_LIMIT = 60.0
+COMPANION_LIMIT = 60.0
 DOCKER_LIMIT = 180.0
 REBOOT_LIMIT = 240.0
 """Seconds for dockerd to start, and for a guest that reboots to be gone."""
@@ -74,7 +74,7 @@ def work(ctx: Context) -> Values:
     ctx.notice(command.told())
     space.require(ctx)
     start_docker(ctx)
-    _await_watch(ctx)
+    _await_companion(ctx)
     last = ctx.store.values("stack")
     key = {"boot": boot_now(ctx)}
     before = as_it_began(ctx, command, key)
@@ -95,13 +95,17 @@ def work(ctx: Context) -> Values:
     }
 
 
-def _await_watch(ctx: Context) -> None:
-    """What the stack starts may watch files: a watch set before the guest knows them sleeps."""
-    if ctx.settings.watch_enabled and not companion.ready(ctx, WATCH_LIMIT):
-        ctx.notice(
-            "the VM cannot be told yet of files that change: a dev server that starts now may "
-            "not wake when one is saved (`vmoat status` says more)"
-        )
+def _await_companion(ctx: Context) -> None:
+    """What the stack starts may watch files, and pull with the host's logins.
+
+    A watch that is set before the guest knows the files sleeps for ever.
+    """
+    if companion.ready(ctx, COMPANION_LIMIT):
+        return
+    ctx.notice(
+        "the VM has no connection yet to what serves it here (file changes, docker logins): a dev "
+        "server that starts now may not wake when a file is saved; `vmoat status` says more"
+    )
 
 
 def _made(facts: Facts, foreign: Collection[str], ctx: Context) -> list[Container]:

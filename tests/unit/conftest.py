@@ -28,7 +28,9 @@ seed = [".env"]
 url = "http://localhost:8080/"
 timeout = 5
 [watch]
-enabled = false  # there is no guest that could be told
+enabled = false  # there is no guest that could be told, or ask
+[credentials]
+docker = false
 [stages.gen]
 run = "echo gen"
 inputs = ["gen.txt"]

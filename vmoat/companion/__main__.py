@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmoat import paths
+from vmoat import credentials, paths
 from vmoat.companion import feed, process
 from vmoat.companion.tree import Tree
 from vmoat.companion.watching import Batch, Journal, Watching, wait_until
+from vmoat.companion.ways import Way, Ways
 from vmoat.context import Context, load
 from vmoat.errors import VmoatError
 
@@ -38,16 +39,14 @@ class Companion:
         self.wish = process.services(ctx)
         self.boot = ctx.status.boot
         self.stop = threading.Event()
-        self.failure = ""
-        self._master = 0
-        self.watch: Watch | None = None
-        if self.wish.get("watch"):
-            self.watch = Watch(ctx)
+        self._open = False
+        self.watch = Watch(ctx) if self.wish["watch"] else None
+        self.ways = Ways(_ways(self.wish), paths.runtime_dir(ctx.instance.vm_id))
 
     def run(self) -> None:
         """Until the VM is gone, or somebody says ``quit``."""
         looked = time.monotonic()
-        while not self.stop.wait(BEAT if self.failure or not self.settled() else 2 * BEAT):
+        while not self.stop.wait(BEAT):
             if time.monotonic() - looked > LOOK:
                 looked = time.monotonic()
                 if not self._vm_is_there():
@@ -62,11 +61,18 @@ class Companion:
 
     def _connect(self) -> None:
         self.ctx.guest.connect(CONNECT_LIMIT)
+        self._open = self.ways.open(self.ctx.guest.connection)
         if self.watch:
             self.watch.connect()
 
     def settled(self) -> bool:
-        return self.watch is None or self.watch.feed.listed.is_set()
+        return self._open and (self.watch is None or self.watch.settled())
+
+    def close(self) -> None:
+        """End everything."""
+        if self.watch:
+            self.watch.close()
+        self.ways.close()
 
     def answer(self, word: str) -> str:
         """See ``process``."""
@@ -85,6 +91,20 @@ class Companion:
     def state(self) -> dict[str, Any]:
         """What a person may want to know."""
         return {"pid": os.getpid(), "watch": self.watch.state() if self.watch else {}}
+
+
+def _ways(wish: dict[str, Any]) -> list[Way]:
+    """What the guest may ask of the host, by the settings."""
+    ways = []
+    if wish["credentials"]:
+        ways.append(
+            Way(
+                "credentials",
+                credentials.GUEST_SOCKET,
+                credentials.Credentials(wish["credentials"]).serve,
+            )
+        )
+    return ways
 
 
 class Watch:
@@ -115,6 +135,14 @@ class Watch:
             return
         path = self._ctx.guest.connection.channel("watch", feed.GUEST_SOCKET)
         self.feed.connect(path, self._top, self.watching.snapshot())
+
+    def settled(self) -> bool:
+        """Whether the guest knows what to watch; also where nothing can be watched."""
+        return bool(self.watching.failure) or self.feed.listed.is_set()
+
+    def close(self) -> None:
+        self.watching.stop()
+        self.feed.close()
 
     def state(self) -> dict[str, Any]:
         return {
@@ -178,9 +206,7 @@ def main(argv: list[str]) -> int:
         try:
             companion.run()
         finally:
-            if companion.watch:
-                companion.watch.watching.stop()
-                companion.watch.feed.close()
+            companion.close()
             server.shutdown()
             server.server_close()
             process.socket_of(ctx.instance.vm_id).unlink(missing_ok=True)

@@ -29,7 +29,10 @@ ASK_LIMIT = 5.0
 def services(ctx: Context) -> dict[str, Any]:
     """What the companion is to do, by the settings; it is started anew when that changes."""
     settings = ctx.settings
-    return {"watch": settings.watch_enabled} if settings.watch_enabled else {}
+    return {
+        "watch": settings.watch_enabled,
+        "credentials": list(settings.credentials_registries) if settings.credentials_docker else [],
+    }
 
 
 def identity(wish: dict[str, Any], boot: str) -> str:
@@ -48,7 +51,7 @@ def ensure(ctx: Context) -> None:
         return
     if there:
         end(ctx.instance.vm_id)
-    if wish:
+    if any(wish.values()):
         _start(ctx)
 
 
@@ -66,7 +69,9 @@ def _start(ctx: Context) -> None:
 
 
 def ready(ctx: Context, timeout: float) -> bool:
-    """Wait until the guest knows what to watch; False where that takes too long."""
+    """Wait until all is connected; False where that takes longer than ``timeout`` seconds."""
+    if not any(services(ctx).values()):
+        return True
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if ask(ctx.instance.vm_id, "ready", timeout=max(0.1, deadline - time.monotonic())) == "yes":
