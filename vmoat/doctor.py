@@ -195,6 +195,13 @@ def keyring(facts: Facts) -> Verdict:
     return Verdict(OK, "Debian's archive keys, trixie's among them")
 
 
+def openssl(facts: Facts) -> Verdict:
+    if "openssl" in facts.programs:
+        return Verdict(OK, "openssl makes the image cache's certificates")
+    says = "openssl is not installed: no image cache, each VM pulls its images anew"
+    return Verdict(WARNING, says, packages=("openssl",))
+
+
 def namespaces(facts: Facts) -> Verdict | None:
     """A sandbox that works proves it; what the kernel's switches say is why it does not."""
     if not facts.walls or "bwrap" not in facts.programs:
@@ -349,6 +356,7 @@ CHECKS = (
     Check("passt-profile", "what the system lets passt do", passt_profile),
     Check("ssh", "everything inside a VM", program("ssh", "openssh-client")),
     Check("ssh-keygen", "a key for each VM", program("ssh-keygen", "openssh-client")),
+    Check("openssl", "the cache of container images", openssl),
     Check("git", "knows the worktrees", program("git", "git", minimum=GIT_VERSION)),
     Check("mmdebstrap", "builds the guest image", program("mmdebstrap", "mmdebstrap", build=True)),
     Check("keyring", "proves that the image's packages are Debian's", keyring),

@@ -21,7 +21,7 @@ KEYRINGS = (Path("/usr/share/keyrings"), Path("/etc/apt/trusted.gpg.d"))
 PASST_PROFILE = Path("/etc/apparmor.d/usr.bin.passt")
 
 _PLAIN = ("qemu-img", "mke2fs", "bwrap", "passt", "ssh", "ssh-keygen", "mmdebstrap", "tar", "zstd",
-          "newuidmap", "newgidmap")  # fmt: skip
+          "openssl", "newuidmap", "newgidmap")  # fmt: skip
 _VERSIONED = ("git", "bwrap", "mmdebstrap")
 
 

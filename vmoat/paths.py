@@ -83,6 +83,16 @@ def images_dir() -> Path:
     return data_home() / "images"
 
 
+def image_cache_dir() -> Path:
+    """The store of container images that all VMs share; re-creatable, the largest of data."""
+    return data_home() / "image-cache"
+
+
+def cache_authority_dir() -> Path:
+    """Key and certificate of the image cache's authority."""
+    return state_home() / "image-cache-ca"
+
+
 def runtime_dir(vm_id: str) -> Path:
     """The folder of a VM's sockets and pid files, made if need be, 0700.
 

@@ -89,6 +89,7 @@ def test_every_default_is_the_closed_state_of_its_wall() -> None:
     assert {s.key for s in SETTINGS if s.widens} == {
         "walls", "mounts.share", "git.writable", "network.open", "qemu.args",
         "ssh.forward_agent", "image.mirror", "credentials.docker", "credentials.registries",
+        "cache.size", "cache.registries",
     }  # fmt: skip
 
 
@@ -253,6 +254,10 @@ BAD = [
     ("health.url = '-o x'", "1: health.url must be a URL", "http://"),
     ("health.timeout = 0", "1: health.timeout must be at least 1 (seconds)", "1800"),
     ("image.mirror = 'ftp://x'", "1: image.mirror must be a http:// or", "mirror.example.org"),
+    ("cache.size = 0", "1: cache.size must be at least 1 (GiB)", "size = 20"),
+    ("cache.registries = ['ghcr.io']", "1: cache.registries must hold registries", "127.0.0.1:50"),
+    ("cache.registries = ['a:0']", "1: cache.registries must hold registries", "127.0.0.1:5001"),
+    ("cache.registries = ['[:::]:1']", "1: cache.registries must hold registries", "127.0.0.1:5"),
     ("mounts.share = ['x']", "1: mounts.share must be an absolute path", "~/.cache"),
     ("walls = 1", "1: walls must be true or false, not 1", "walls = true"),
     ("driver = 'vbox'", '1: driver must be one of "qemu", "colima"', "qemu"),

@@ -26,6 +26,8 @@ WIDE = {
     "credentials.docker": "true",
     "credentials.registries": '["ghcr.io"]',
     "image.mirror": '"http://evil.example/debian"',
+    "cache.size": "9",
+    "cache.registries": '["127.0.0.1:5001"]',
 }
 
 

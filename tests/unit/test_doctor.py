@@ -24,7 +24,7 @@ EVERYTHING = {
     "bwrap": "bubblewrap 0.8.0",
     "mmdebstrap": "mmdebstrap 1.3.5",
     **dict.fromkeys(
-        ("qemu-img", "mke2fs", "passt", "ssh", "ssh-keygen", "tar", "zstd", "newuidmap",
+        ("qemu-img", "mke2fs", "passt", "ssh", "ssh-keygen", "tar", "zstd", "openssl", "newuidmap",
          "newgidmap"), "",
     ),
 }  # fmt: skip
@@ -89,7 +89,7 @@ def test_a_fresh_debian_is_cured_by_one_installation() -> None:
         ["apt-get", "update"],
         ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y",
          "--no-install-recommends", "qemu-system-x86", "qemu-utils", "bubblewrap", "passt",
-         "openssh-client", "mmdebstrap", "debian-archive-keyring", "uidmap", "zstd"],
+         "openssh-client", "openssl", "mmdebstrap", "debian-archive-keyring", "uidmap", "zstd"],
     ]  # fmt: skip
 
 

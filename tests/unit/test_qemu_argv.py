@@ -175,6 +175,27 @@ def test_a_proxy_that_is_no_longer_set_does_not_stay() -> None:
     assert files["etc/vmoat/extra.crt"][1] == ""
 
 
+def test_dockerd_alone_pulls_through_the_image_cache() -> None:
+    identity = meta.Identity("a", Owner("u", 1, 1), "t", "d", "d", "k", "h")
+    proxies = {"https_proxy": "http://corp:3128", "no_proxy": "corp"}
+    files = meta.guest_files(identity, mounts(), proxies=proxies, cache="CERTIFICATE\n")
+    units = [path for path in files if path.startswith("etc/systemd/system/docker.service.d/")]
+    last = files[max(units)][1]
+    assert 'Environment="HTTPS_PROXY=http://127.0.0.1:46871"' in last, "it comes after the host's"
+    assert 'Environment="NO_PROXY=localhost,' in last
+    assert 'Environment="SSL_CERT_DIR=/etc/vmoat/image-cache"' in last
+    assert files["etc/vmoat/image-cache/ca.crt"] == (0o644, "CERTIFICATE\n")
+    others = "".join(text for path, (_, text) in files.items() if path not in units)
+    assert "46871" not in others
+    assert "corp:3128" in files["etc/profile.d/vmoat-proxy.sh"][1]
+
+
+def test_without_a_cache_none_of_it_stays() -> None:
+    identity = meta.Identity("a", Owner("u", 1, 1), "t", "d", "d", "k", "h")
+    files = meta.guest_files(identity, mounts())
+    assert files[meta.CACHE_UNIT][1] == files["etc/vmoat/image-cache/ca.crt"][1] == ""
+
+
 def test_the_tar_is_the_same_every_time() -> None:
     files = {"etc/a/b": (0o600, "x"), "etc/l": (0o777, "->/etc/a/b")}
     assert meta.tar_bytes(files) == meta.tar_bytes(dict(files))

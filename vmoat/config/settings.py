@@ -88,6 +88,9 @@ class Settings:
     credentials_docker: bool
     credentials_registries: tuple[str, ...]
     image_mirror: str
+    cache_enabled: bool
+    cache_size: int
+    cache_registries: tuple[str, ...]
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]
     warnings: tuple[str, ...]

@@ -11,11 +11,11 @@ from typing import Literal
 
 Kind = Literal[
     "str", "bool", "int", "url", "path", "choice", "name", "apt", "seeds", "globs", "ports",
-    "shares", "args", "registries",
+    "shares", "args", "registries", "endpoints",
 ]  # fmt: skip
 
 LISTS: frozenset[str] = frozenset(
-    {"apt", "seeds", "globs", "ports", "shares", "args", "registries"}
+    {"apt", "seeds", "globs", "ports", "shares", "args", "registries", "endpoints"}
 )
 """The kinds whose value is a tuple."""
 
@@ -345,6 +345,34 @@ SETTINGS: tuple[Setting, ...] = (
         widens=True,
         example="http://mirror.example.org/debian",
     ),
+    Setting(
+        "cache.enabled",
+        "bool",
+        True,
+        "Keep the container images that dockerd pulls on this machine, for all VMs: the second "
+        "pull asks the registry for no blob.",
+    ),
+    Setting(
+        "cache.size",
+        "int",
+        20,
+        "How much of them is kept; what was used least recently goes first. All projects share it.",
+        widens=True,
+        minimum=1,
+        maximum=65_536,
+        unit="GiB",
+        example=20,
+    ),
+    Setting(
+        "cache.registries",
+        "endpoints",
+        (),
+        "Registries, HOST:PORT, that dockerd may reach although they are this machine's own. One "
+        "on loopback speaks plain http, and its images are host.vmoat.internal:PORT/NAME in the "
+        "VM.",
+        widens=True,
+        example=("127.0.0.1:5001",),
+    ),
 )
 
 BY_KEY: dict[str, Setting] = {setting.key: setting for setting in SETTINGS}
@@ -369,6 +397,7 @@ SECTIONS: dict[str, str] = {
     "ssh": "ssh",
     "credentials": "Logins of the host",
     "image": "The guest image",
+    "cache": "The cache of container images",
 }
 """First part of a key -> its heading."""
 

@@ -24,6 +24,7 @@ _APT = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.:~=/_-]*")
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")  # Compose specification, top-level `name`
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _INT = re.compile(r"[+-]?[0-9]{1,12}")
+_ENDPOINT = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\]):([0-9]{1,5})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -270,6 +271,25 @@ def _share_item(item: object, home: str) -> str:
     return _absolute(path, home) + readonly
 
 
+def _endpoint_item(item: object, home: str) -> str:
+    text = checked_text(item).lower()
+    found = _ENDPOINT.fullmatch(text)
+    if found is None or not 1 <= int(found[3]) <= PORT_MAX or not _is_host(found[1]):
+        raise Bad(f"must hold registries as HOST:PORT, not {show(text)}")
+    return text
+
+
+def _is_host(text: str) -> bool:
+    if not text.startswith("["):
+        return True
+    import ipaddress
+
+    try:
+        return bool(ipaddress.IPv6Address(text[1:-1]))
+    except ValueError:
+        return False
+
+
 def _arg_item(item: object, home: str) -> str:
     return checked_text(item)
 
@@ -289,6 +309,7 @@ _ITEMS: Mapping[str, Callable[[object, str], object]] = {
     "shares": _share_item,
     "args": _arg_item,
     "registries": _registry_item,
+    "endpoints": _endpoint_item,
 }
 
 

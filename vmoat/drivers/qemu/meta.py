@@ -18,6 +18,14 @@ from vmoat.drivers.qemu.shares import Export
 MSIZE = 500 * 1024
 """Bytes of one 9p message: the most that virtio takes."""
 
+CACHE_PORT = 46871
+"""The guest's loopback port that an ssh forward leads from to the host's image cache."""
+
+CACHE_UNIT = "etc/systemd/system/docker.service.d/vmoat-registry.conf"
+CACHE_CERTIFICATES = "etc/vmoat/image-cache"
+CACHE_BYPASS = "localhost,127.0.0.0/8,10.0.2.0/24,172.16.0.0/12"
+"""Addresses inside the VM, Docker's own networks among them: dockerd reaches them itself."""
+
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 
 UNIT = """\
@@ -278,6 +286,25 @@ def _credential_helper() -> str:
     return files("vmoat.templates").joinpath("docker-credential-vmoat").read_text()
 
 
+def _cache_files(certificate: str) -> dict[str, str]:
+    """dockerd pulls through the host's image cache, and it alone trusts the cache's authority.
+
+    Go reads its bundle (ca-certificates.crt) *and* the folders of SSL_CERT_DIR (crypto/x509,
+    root_unix.go): the folder adds to what the guest trusts.  The drop-in's name comes after
+    ``vmoat-proxy.conf``: the cache takes the place of the host's proxies, which it uses itself.
+    All of it is written empty where there is no cache: an old one must not stay in force.
+    """
+    url = f"http://127.0.0.1:{CACHE_PORT}"
+    proxies = {"http_proxy": url, "https_proxy": url, "no_proxy": CACHE_BYPASS}
+    pairs = [(name, value) for low, value in proxies.items() for name in (low, low.upper())]
+    pairs.append(("SSL_CERT_DIR", f"/{CACHE_CERTIFICATES}"))
+    units = "".join(f'Environment="{name}={value}"\n' for name, value in pairs)
+    return {
+        f"{CACHE_CERTIFICATES}/ca.crt": certificate,
+        CACHE_UNIT: f"[Service]\n{units}" if certificate else "",
+    }
+
+
 def _gitconfig(identity: Identity) -> str:
     from vmoat.drivers.qemu.gitview import _quote
 
@@ -297,8 +324,13 @@ def guest_files(
     grow: bool = False,
     proxies: Mapping[str, str] | None = None,
     certificates: Sequence[str] = (),
+    cache: str = "",
 ) -> dict[str, tuple[int, str]]:
-    """Every file of the tar: path → (mode, text); a text that begins with ``->`` is a link."""
+    """Every file of the tar: path → (mode, text); a text that begins with ``->`` is a link.
+
+    ``cache`` is the certificate (PEM) of the host's image cache; "" where dockerd is to pull by
+    itself.
+    """
     name = identity.name
     files = {
         "etc/hostname": (0o644, name + "\n"),
@@ -326,7 +358,7 @@ def guest_files(
     }
     for path in ("etc/profile.d/vmoat-proxy.sh", "etc/apt/apt.conf.d/95vmoat-proxy"):
         files[path] = (0o644, "")
-    for path, text in _proxy_files(proxies or {}).items():
+    for path, text in {**_proxy_files(proxies or {}), **_cache_files(cache)}.items():
         files[path] = (0o644, text)
     return files
 
