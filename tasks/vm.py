@@ -14,6 +14,8 @@ from vmoat.lifecycle import stop_stack
 from vmoat.stage import Stage
 from vmoat.state import Values
 
+WAYS_LIMIT = 20.0
+"""Seconds for the ways back to the host; the stack's stage says so where they are missing."""
 BOOT_LIMIT = 300.0
 """Seconds from the driver's start to the first ssh answer; 40 under emulation, more when four
 VMs share two cores."""
@@ -67,6 +69,7 @@ def work(ctx: Context) -> Values:
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
     companion.ensure(ctx)
+    companion.ready(ctx, WAYS_LIMIT, "open")  # dockerd pulls through one of them
     status = ctx.status
     # Its disk is what the VM has made: what was installed there outlives a boot.
     return {
@@ -101,6 +104,7 @@ def facts_of(spec: VmSpec) -> dict[str, Any]:
         "mount_type": spec.mount_type,
         "args": list(spec.extra_args),
         "owner": spec.owner.uid,
+        "cache": spec.image_cache,
     }
 
 
@@ -117,6 +121,7 @@ _NAMES = {
     "mount_type": "its mount type changed",
     "args": "its QEMU arguments changed",
     "owner": "the worktree has another owner",
+    "cache": "[cache] enabled changed",
 }
 
 

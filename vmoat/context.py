@@ -216,6 +216,7 @@ def make_spec(
         git_writable=settings.git_writable,
         extra_args=tuple(settings.qemu_args),
         mirror=settings.image_mirror,
+        image_cache=settings.cache_enabled,
     )
 
 

@@ -31,6 +31,8 @@ timeout = 5
 enabled = false  # there is no guest that could be told, or ask
 [credentials]
 docker = false
+[cache]
+enabled = false
 [stages.gen]
 run = "echo gen"
 inputs = ["gen.txt"]

@@ -66,7 +66,12 @@ class Companion:
             self.watch.connect()
 
     def settled(self) -> bool:
+        """Whether everything is connected."""
         return self._open and (self.watch is None or self.watch.settled())
+
+    def opened(self) -> bool:
+        """Whether the guest's ways back are open."""
+        return self._open
 
     def close(self) -> None:
         """End everything."""
@@ -78,9 +83,10 @@ class Companion:
         """See ``process``."""
         if word == "hello":
             return process.identity(self.wish, self.boot)
-        if word == "ready":
-            wait_until(lambda: self.settled() or self.stop.is_set(), 120)
-            return "yes" if self.settled() else "no"
+        if word in ("open", "ready"):
+            done = self.settled if word == "ready" else self.opened
+            wait_until(lambda: done() or self.stop.is_set(), 120)
+            return "yes" if done() else "no"
         if word == "state":
             return json.dumps(self.state())
         if word == "quit":
@@ -104,7 +110,31 @@ def _ways(wish: dict[str, Any]) -> list[Way]:
                 credentials.Credentials(wish["credentials"]).serve,
             )
         )
+    if wish["cache"]:
+        ways += _cache_ways(*wish["cache"])
     return ways
+
+
+def _cache_ways(size: int, registries: list[str], open_network: bool) -> list[Way]:
+    """dockerd's proxy, and the ports of registries on this machine's loopback."""
+    from vmoat import imagecache
+    from vmoat.drivers.qemu import host
+
+    authority = imagecache.Authority(paths.cache_authority_dir())
+    try:
+        authority.certificate()
+    except VmoatError:  # no openssl: the guest was not told of a cache
+        return []
+    cache = imagecache.ImageCache(
+        paths.image_cache_dir(),
+        authority,
+        size << 30,
+        registries=registries,
+        open_network=open_network,
+        proxies=host.proxies(),
+        certificates=host.extra_certificates(),
+    )
+    return [Way("images", f"127.0.0.1:{imagecache.GUEST_PORT}", cache.serve)]
 
 
 class Watch:

@@ -1,8 +1,8 @@
 """Starts, finds and ends the companion of a VM.
 
 One a VM: it holds a lock in the VM's folder and answers on a socket in its runtime folder.  Words
-it takes, a line each: ``hello`` (answers with its settings' digest), ``ready`` (once the guest
-knows what to watch), ``state`` (JSON), ``quit``.
+it takes, a line each: ``hello`` (answers with its settings' digest), ``open`` (once the guest's
+ways back are), ``ready`` (once it also knows what to watch), ``state`` (JSON), ``quit``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ def services(ctx: Context) -> dict[str, Any]:
     return {
         "watch": settings.watch_enabled,
         "credentials": list(settings.credentials_registries) if settings.credentials_docker else [],
+        "cache": [settings.cache_size, list(settings.cache_registries), settings.network_open]
+        if settings.cache_enabled
+        else [],
     }
 
 
@@ -68,13 +71,13 @@ def _start(ctx: Context) -> None:
         )
 
 
-def ready(ctx: Context, timeout: float) -> bool:
+def ready(ctx: Context, timeout: float, word: str = "ready") -> bool:
     """Wait until all is connected; False where that takes longer than ``timeout`` seconds."""
     if not any(services(ctx).values()):
         return True
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if ask(ctx.instance.vm_id, "ready", timeout=max(0.1, deadline - time.monotonic())) == "yes":
+        if ask(ctx.instance.vm_id, word, timeout=max(0.1, deadline - time.monotonic())) == "yes":
             return True
         ensure(ctx)
         time.sleep(0.1)

@@ -62,6 +62,8 @@ class VmSpec:
     git_writable: bool = False
     extra_args: tuple[str, ...] = ()
     mirror: str = ""
+    image_cache: bool = False
+    """Whether dockerd pulls through the host's image cache."""
 
     def digest(self) -> str:
         """What a running VM must have been started with to count as this one."""

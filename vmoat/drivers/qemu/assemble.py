@@ -216,6 +216,19 @@ def _binds(spec: VmSpec, image: Path, plan: shares.Plan, kind: str) -> list[Bind
     return binds
 
 
+def _cache_certificate() -> str:
+    """What dockerd trusts for the host's image cache; "" where this machine cannot make it.
+
+    Without ``openssl`` (`vmoat doctor` tells) dockerd pulls by itself.
+    """
+    from vmoat.imagecache import Authority
+
+    try:
+        return Authority(paths.cache_authority_dir()).certificate()
+    except VmoatError:
+        return ""
+
+
 def _write_meta(
     spec: VmSpec,
     entry: record.Record,
@@ -254,6 +267,7 @@ def _write_meta(
         grow=disks.grow(folder, spec.disk_gib),
         proxies=host.proxies(),
         certificates=host.extra_certificates(),
+        cache=_cache_certificate() if spec.image_cache else "",
     )
     tar = state / "meta.tar"
     tar.unlink(missing_ok=True)
