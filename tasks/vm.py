@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
 from vmoat.errors import VmoatError
@@ -65,6 +66,7 @@ def work(ctx: Context) -> Values:
     ctx.driver.start(ctx.spec, ctx.notice)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
+    companion.ensure(ctx)
     status = ctx.status
     # Its disk is what the VM has made: what was installed there outlives a boot.
     return {

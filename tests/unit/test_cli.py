@@ -257,7 +257,8 @@ def test_status_tells_what_each_part_weighs(world: World) -> None:
 
 
 def test_a_service_tells_its_state_and_its_ports(world: World) -> None:
-    (world.tree / "vmoat.toml").write_text('[up]\ncommand = "serve"\nservice = true\n')
+    config = '[up]\ncommand = "serve"\nservice = true\n[watch]\nenabled = false\n'
+    (world.tree / "vmoat.toml").write_text(config)
     world.vmoat("up")
     assert "service    running, listens on 5000" in world.vmoat("status").stdout
     world.set("stack-unit", "exited 4")

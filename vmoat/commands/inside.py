@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from vmoat import tunnels
-from vmoat.commands import context
+from vmoat.commands import attend, context
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.output import Output
@@ -78,6 +78,7 @@ def _running(args: argparse.Namespace, out: Output) -> Context:
     ctx.guest.connect()
     for text in tunnels.failed(ctx):
         out.warn(text)
+    attend(ctx)
     ctx.refresh_guest()
     return ctx
 
