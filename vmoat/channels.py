@@ -7,10 +7,12 @@ The master listens for it on a socket in the VM's own runtime folder (0700).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,10 +31,15 @@ YOUNG = re.compile(r"^(Restarting|Up (Less than|\d+) (a )?second)")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def get(path: Path, target: str, host: str, *, body: bool = True) -> tuple[int, bytes]:
-    """(status, body) of a GET over a Unix socket; raises OSError, or ValueError for no HTTP."""
+def get(
+    path: Path, target: str, host: str, *, body: bool = True, limit: float = LIMIT
+) -> tuple[int, bytes]:
+    """(status, body) of a GET over a Unix socket; raises OSError, or ValueError for no HTTP.
+
+    ``limit``: seconds for each part of the answer.
+    """
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(LIMIT)
+        sock.settimeout(limit)
         sock.connect(str(path))
         # 1.0: the answer ends with the connection, in one piece
         sock.sendall(
@@ -77,6 +84,51 @@ class Docker:
                     self.details[entry["Id"]] = json.loads(text)
         except (OSError, ValueError, VmoatError):
             return
+
+
+class Usage:
+    """What images, containers, volumes and build cache weigh, by dockerd's own count.
+
+    dockerd walks every volume and container for it, which may take seconds: it is asked in a
+    thread, and whoever asks waits as long as is sensible.
+    """
+
+    def __init__(self, connection: Connection, limit: float) -> None:
+        self._connection = connection
+        self._limit = limit
+        self.parts: dict[str, int] | None = None
+        """Bytes by part; None where dockerd did not answer (yet)."""
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+
+    def _ask(self) -> None:
+        with contextlib.suppress(OSError, ValueError, VmoatError):
+            path = self._connection.channel("docker", "/run/docker.sock")
+            status, text = get(path, "/system/df", "docker", limit=self._limit)
+            if status == 200:
+                self.parts = usage(json.loads(text))
+
+
+def usage(answer: Mapping[str, Any]) -> dict[str, int]:
+    """dockerd's answer to ``GET /system/df`` (Docker Engine API v1.45) as bytes by part.
+
+    Layers of the build cache that an image shares count as the image's.
+    """
+
+    def total(part: str, size: Callable[[Mapping[str, Any]], Any]) -> int:
+        return sum(max(0, int(size(entry) or 0)) for entry in answer.get(part) or ())
+
+    return {
+        "images": int(answer.get("LayersSize") or 0),
+        "containers": total("Containers", lambda entry: entry.get("SizeRw")),
+        "volumes": total("Volumes", lambda entry: (entry.get("UsageData") or {}).get("Size")),
+        "build cache": total(
+            "BuildCache", lambda entry: 0 if entry.get("Shared") else entry.get("Size")
+        ),
+    }
 
 
 def health_port(url: str) -> int:

@@ -254,6 +254,7 @@ def compose_project(repository: str) -> str:
 
 def open_guest(ctx: Context) -> Guest:
     """The guest of a VM that runs; raises VM where it was never started."""
+    from vmoat.forwards import RECORD
     from vmoat.guest import Guest
 
     return Guest(
@@ -262,4 +263,5 @@ def open_guest(ctx: Context) -> Guest:
         ctx.worktree.path,
         guest_environment(ctx),
         forward_agent=ctx.settings.ssh_forward_agent,
+        record=ctx.instance.folder / RECORD,
     )

@@ -83,6 +83,10 @@ class Facts:
     health_code: int | None = None
     """HTTP status, 0 where nothing answered, None where it was not asked"""
     listening: frozenset[int] = frozenset()
+    owned: frozenset[int] = frozenset()
+    """Those that the processes of the units which were asked for listen on."""
+    running_for: Mapping[str, int] = field(default_factory=dict)
+    """unit → seconds since its command was last started, of an active one"""
     space: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """mount → (bytes in all, bytes free); ``memory`` is the guest's memory"""
 
@@ -102,17 +106,29 @@ mark data; one /run/vmoat/data-id /var/lib/docker/.vmoat-disk
 
 UNIT = """\
 unit() {
-  local populated=0 key value of= rc= events=/sys/fs/cgroup/system.slice/$2/cgroup.events
-  [ -r "$events" ] && while read -r key value; do
+  local populated=0 key value of= rc= since= pid= cgroup=/sys/fs/cgroup/system.slice/$2
+  [ -r "$cgroup/cgroup.events" ] && while read -r key value; do
     [ "$key" = populated ] && populated=$value
-  done <"$events"
+  done <"$cgroup/cgroup.events"
   [ -r "$3/rc" ] && read -r of rc <"$3/rc"
   if [ -n "$rc" ]; then printf 'exited %s\\t%s\\n' "$rc" "$1"
-  elif [ "$populated" = 1 ]; then printf 'active\\t%s\\n' "$1"
+  elif [ "$populated" = 1 ]; then
+    [ -r "$3/pid" ] && read -r _ since <"$3/pid"
+    printf 'active\\t%s\\t%s\\n' "$1" "${since:+$((EPOCHSECONDS - since))}"
+    while read -r pid; do fds="$fds /proc/$pid/fd"; done <"$cgroup/cgroup.procs"
   else printf 'gone\\t%s\\n' "$1"; fi
 }
+fds=
 mark units
 """
+
+OWNED = """\
+[ -z "$fds" ] || {
+  mark owned; find $fds -maxdepth 1 -lname 'socket:*' -printf '%l\\n' 2>/dev/null
+}
+"""
+"""Which sockets the active units hold; it costs a program, and only where one runs."""
+
 
 def _curl(url: str) -> str:
     """For a HEALTH_URL that needs TLS, or is another host's: the guest's own curl asks."""
@@ -140,6 +156,8 @@ def script(probe: Probe, now: float) -> str:
             "mark sockets\nfor f in /proc/net/tcp /proc/net/tcp6; do\n"
             "  [ -r $f ] && printf '%s\\n' \"$(<$f)\"\ndone\n"
         )
+        if probe.units:
+            parts.append(OWNED)
     if probe.space:
         parts.append(
             "mark memory; printf '%s\\n' \"$(</proc/meminfo)\"\n"
@@ -154,18 +172,19 @@ def parse(text: str) -> Facts:
     for part in text.split(MARK)[1:]:
         name, _, body = part.partition("\n")
         found[name] = body.strip()
+    units = [line.split("\t") for line in found.get("units", "").splitlines()]
+    sockets = dict(_listening(found.get("sockets", "")))
+    held = set(re.findall(r"^socket:\[(\d+)\]$", found.get("owned", ""), re.MULTILINE))
     return Facts(
         boot=found.get("boot", ""),
         boot_id=found.get("kernel", ""),
         disk=found.get("disk", ""),
         data_disk=found.get("data", ""),
-        units={
-            words[1]: words[0]
-            for line in found.get("units", "").splitlines()
-            if len(words := line.split("\t", 1)) == 2
-        },
+        units={words[1]: words[0] for words in units if len(words) > 1},
         health_code=int(code) if (code := found.get("health", "")).isdigit() else None,
-        listening=frozenset(_listening(found.get("sockets", ""))),
+        listening=frozenset(sockets.values()),
+        owned=frozenset(port for inode, port in sockets.items() if inode in held),
+        running_for={w[1]: int(w[2]) for w in units if len(w) > 2 and w[2].isdigit()},
         space={**_memory(found.get("memory", "")), **_df(found.get("df", ""))},
     )
 
@@ -216,11 +235,12 @@ def _up_seconds(status: str) -> float:
     return float(found[1]) if found[1].isdigit() else 0.0
 
 
-def _listening(text: str) -> Iterable[int]:
+def _listening(text: str) -> Iterable[tuple[str, int]]:
+    """(inode, port) of each listening socket (proc(5))."""
     for line in text.splitlines():
         fields = line.split()
-        if len(fields) > 3 and fields[3] == "0A":  # TCP_LISTEN (proc(5))
-            yield int(fields[1].rsplit(":", 1)[1], 16)
+        if len(fields) > 9 and fields[3] == "0A":  # TCP_LISTEN
+            yield fields[9], int(fields[1].rsplit(":", 1)[1], 16)
 
 
 def _memory(text: str) -> dict[str, tuple[int, int]]:

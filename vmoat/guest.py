@@ -50,14 +50,19 @@ class Guest:
         env: Mapping[str, str],
         *,
         forward_agent: bool = False,
+        record: Path | None = None,
     ) -> None:
-        self.connection = ssh.Connection(endpoint, folder, forward_agent=forward_agent)
+        """``record``: the file of the forwards that were asked for (``vmoat.forwards``)."""
+        self.connection = ssh.Connection(
+            endpoint, folder, forward_agent=forward_agent, record=record
+        )
         self.endpoint = endpoint
         self.worktree = worktree
         self.env = dict(env)
-        self.forward = self.connection.forward
-        self.cancel = self.connection.cancel
-        self.forwards = self.connection.forwards
+        self.forward = self.connection.ports.open
+        self.cancel = self.connection.ports.cancel
+        self.forwards = self.connection.ports.alive
+        self.waiting = self.connection.ports.waiting
 
     def connect(self, timeout: float = 60) -> None:
         """See ``ssh.Connection.connect``."""
@@ -71,13 +76,10 @@ class Guest:
         """End the master, its sessions and its forwards."""
         self.connection.close()
 
-    def ssh_config_block(self, alias: str) -> str:
-        """The ``Host`` block for other programs."""
+    def ssh_config_block(self, alias: str, proxy: Sequence[str]) -> str:
+        """The ``Host`` block for other programs; ``proxy`` is what carries a connection."""
         return ssh.ssh_config_block(
-            alias,
-            self.endpoint,
-            self.connection.folder,
-            forward_agent=self.connection._forward_agent,
+            alias, self.endpoint, proxy, forward_agent=self.connection._forward_agent
         )
 
     # Commands of vmoat's own

@@ -1,4 +1,5 @@
-"""Is the stack well?  HEALTH_URL answers 2xx inside the VM; without one, every container does.
+"""Is the stack well?  HEALTH_URL answers 2xx inside the VM; without one, every container does,
+and a service (``[up] service``) listens.
 
 A container that ended with an error or keeps restarting is a failure at once: waiting for the
 time limit would not mend it.
@@ -7,10 +8,11 @@ time limit would not mend it.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmoat import stages
 from vmoat.context import Context, guest_environment
 from vmoat.errors import Code, VmoatError
 from vmoat.lifecycle import stack_command
@@ -30,7 +32,12 @@ that dies of its configuration does so at once."""
 CALM = 12.0
 """The same for one that was restarted again and again: dockerd waits ever longer in between."""
 
+SILENT = 120
+"""Seconds that a service may run without listening before it counts as one that never does: a
+watcher, a queue's worker."""
+
 CONTAINER_LINES = 12
+SERVICE_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,12 @@ def judge(ctx: Context) -> Verdict:
     project = guest_environment(ctx)["COMPOSE_PROJECT_NAME"]
     mine = stack_containers(facts, own, project)
     return judge_facts(
-        replace(facts, containers=tuple(mine)), ctx.settings.health_url, service=_is_service(ctx)
+        replace(facts, containers=tuple(mine)), ctx.settings.health_url, service=is_service(ctx)
     )
 
 
-def _is_service(ctx: Context) -> bool:
+def is_service(ctx: Context) -> bool:
+    """Whether the stack's command doesn't return."""
     try:
         return stack_command(ctx).service
     except VmoatError:
@@ -102,6 +110,23 @@ def judge_facts(facts: Facts, url: str, *, service: bool = False) -> Verdict:
         if container.up_seconds < calm and not container.health:
             again = f", after {container.restarts} restarts" if container.restarts else ""
             return Verdict(False, f"{container.name} has only just started{again}")
+    return _service(facts, containers) if service else Verdict(True)
+
+
+def _service(facts: Facts, containers: Sequence[Container]) -> Verdict:
+    """Whether a service is up, when nothing else says: it runs, and listens.
+
+    One that runs containers in the foreground (``docker compose up``) is as well as they are.
+    """
+    if not facts.active("stack"):
+        return Verdict(False, "the stack's command does not run", over=True)
+    seconds = facts.running_for.get("stack", SILENT)
+    if seconds < SETTLE:
+        return Verdict(False, "the stack's command has only just started")
+    # Containers may be left from another command: that they run proves this one only in time.
+    patience = CALM if any(c.state == "running" for c in containers) else SILENT
+    if seconds < patience and not facts.owned:
+        return Verdict(False, "the stack's command does not listen on any port yet")
     return Verdict(True)
 
 
@@ -124,8 +149,9 @@ def wait(ctx: Context) -> None:
         if verdict.over:
             raise VmoatError(
                 f"the stack is not healthy: {verdict.reason}",
-                hint="`vmoat logs --stage stack` shows its output",
+                hint="`vmoat logs --stage stack` shows its whole output; `vmoat up` tries again",
                 code=Code.STAGE,
+                details=unit_lines(ctx),
             )
         if ctx.facts() is None and ctx.status.state != "running":
             reasons = "; ".join(ctx.status.reasons)
@@ -157,8 +183,19 @@ def container_lines(ctx: Context, container: Container) -> tuple[str, ...]:
     return (f"--- {container.name}", *done.out.splitlines()[-CONTAINER_LINES:])
 
 
+def unit_lines(ctx: Context) -> tuple[str, ...]:
+    """The last lines that the stack's command wrote."""
+    line = f"tail -n {SERVICE_LINES} {stages.log_path('stack')}"
+    try:
+        return tuple(ctx.guest.run(line, root=True, check=False, timeout=20).out.splitlines())
+    except VmoatError:
+        return ()
+
+
 def last_words(ctx: Context) -> tuple[str, ...]:
     """The last lines of every container; the stack's own where there is none."""
     facts = ctx.facts()
     containers = facts.containers if facts else ()
+    if not containers:
+        return unit_lines(ctx)
     return tuple(line for c in containers[:4] for line in container_lines(ctx, c))

@@ -112,7 +112,10 @@ COMMANDS = (
             _JSON,
         ),
     ),
-    Command("untunnel", "ports", "close all forwarded ports"),
+    Command(
+        "untunnel", "ports", "close forwarded ports and forget them; else they come back",
+        (arg("ports", nargs="*", metavar="PORT", help="these ports of the VM; else all"),),
+    ),
     Command("provision", "lifecycle", "the VM, its packages, script and seed files; no stack",
             (_TIMEOUT,)),
     Command("status", "inspect", "what is true now: VM, stack, health, tunnels, disk", (_JSON,)),

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vmoat import culprits
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Facts, Probe
@@ -26,14 +27,6 @@ POLL = 10.0
 
 LOOK_LIMIT = 150.0
 """Seconds for a look that has begun when the unit ends."""
-
-LARGEST = """\
-for top in / /var/lib/docker; do
-  du -xm --max-depth=3 $top 2>/dev/null
-done | sort -rn | awk '$1 > 100 { print $1 " MiB  " $2 }' | head -n 6
-find / /var/lib/docker -xdev -type f -size +100M -printf '%k %p\\n' 2>/dev/null | sort -rn |
-  awk '{ n = int($1 / 1024); sub(/^[0-9]+ /, ""); print n " MiB  " $0 }' | head -n 4
-"""
 
 CURE = (
     "`vmoat ssh 'docker system prune -af'` frees images and build cache, `vmoat ssh sudo rm …` a "
@@ -55,15 +48,17 @@ def complaint(guest: Guest) -> VmoatError | None:
     mounts = full(facts)
     if not mounts:
         return None
-    rows: list[str] = []
+    found: list[culprits.Culprit] = []
     with contextlib.suppress(VmoatError):  # looking takes long on a large disk
-        rows = guest.run(LARGEST, root=True, check=False, timeout=120).out.splitlines()
+        answer = guest.run(culprits.script(mounts), root=True, check=False, timeout=120).out
+        found = culprits.parse(answer)
     free = min(facts.space[name][1] for name in mounts)
+    first = f"`{found[0].cure}` frees {found[0].mib} MiB; " if found and found[0].cure else ""
     return VmoatError(
         f"the VM's disk is full: {free >> 20} MiB are free in {' and '.join(mounts)}",
-        hint=CURE,
+        hint=first + CURE,
         code=Code.STAGE,
-        details=rows,
+        details=[one.told() for one in found],
     )
 
 

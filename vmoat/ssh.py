@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
+import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -27,6 +28,7 @@ from pathlib import Path
 from vmoat import netports, proc
 from vmoat.drivers import SshEndpoint
 from vmoat.errors import Code, VmoatError
+from vmoat.forwards import RECORD, Forwards
 
 ALIAS = "vmoat"
 ROOT_ALIAS = "vmoat-root"
@@ -34,6 +36,8 @@ POLL = 0.2
 """Seconds between two tries to log in."""
 HANDSHAKE_TIMEOUT = 30
 """Seconds for key exchange and login: under emulation both masters took 1.2 s, on a busy host 5."""
+ORPHAN_SECONDS = 5
+"""For the ports of a master that was killed to be free."""
 PERMANENT = ("Host key verification failed", "HOST IDENTIFICATION HAS CHANGED", "Bad configuration")
 """What no further try can cure."""
 CIPHERS = "aes128-ctr,aes128-gcm@openssh.com,chacha20-poly1305@openssh.com"
@@ -55,10 +59,9 @@ def quote(value: str | os.PathLike[str], *, tokens: bool = False) -> str:
     return f'"{text.replace("%", "%%") if tokens else text}"'
 
 
-def _common(endpoint: SshEndpoint, user: str, control_path: Path, forward_agent: bool) -> list[str]:
+def _common(endpoint: SshEndpoint, user: str, forward_agent: bool) -> list[str]:
     return [
         f"HostName {endpoint.host}",
-        f"Port {endpoint.port}",
         f"User {quote(user)}",
         f"HostKeyAlias {ALIAS}",
         f"UserKnownHostsFile {quote(endpoint.known_hosts, tokens=True)}",
@@ -80,8 +83,15 @@ def _common(endpoint: SshEndpoint, user: str, control_path: Path, forward_agent:
         f"MACs {MACS}",
         f"KexAlgorithms {KEX}",
         "Compression no",
+    ]
+
+
+def _by_master(endpoint: SshEndpoint, control_path: Path) -> list[str]:
+    return [
+        f"Port {endpoint.port}",
         f"ControlPath {quote(control_path, tokens=True)}",
         "ControlMaster no",
+        "ControlPersist yes",
     ]
 
 
@@ -91,25 +101,30 @@ def _host(alias: str, lines: Sequence[str]) -> str:
 
 def ssh_config(endpoint: SshEndpoint, folder: Path, *, forward_agent: bool = False) -> str:
     """The config file of a VM: ``vmoat`` is the guest's user, ``vmoat-root`` its root."""
-    user = _common(endpoint, endpoint.user, folder / "ssh", forward_agent)
-    root = _common(endpoint, "root", folder / "ssh-root", False)
+    user = _common(endpoint, endpoint.user, forward_agent)
+    root = _common(endpoint, "root", False)
     return (
         "# Written by vmoat, and again at each start: changes are lost.\n"
-        + _host(ALIAS, [*user, "ControlPersist yes"])
-        + _host(ROOT_ALIAS, [*root, "ControlPersist yes"])
+        + _host(ALIAS, [*user, *_by_master(endpoint, folder / "ssh")])
+        + _host(ROOT_ALIAS, [*root, *_by_master(endpoint, folder / "ssh-root")])
     )
 
 
 def ssh_config_block(
-    alias: str, endpoint: SshEndpoint, folder: Path, *, forward_agent: bool = False
+    alias: str, endpoint: SshEndpoint, proxy: Sequence[str], *, forward_agent: bool = False
 ) -> str:
     """What `vmoat ssh-config` prints: for ``~/.ssh/config``, VS Code, rsync, scp.
 
-    It uses vmoat's master where there is one and a connection of its own otherwise.
+    ``proxy`` carries the connection (``vmoat.sshproxy``): the block stays true when the VM's port
+    changes.  It is a connection of its own: what an editor forwards ends with the editor, where
+    vmoat's master would keep it open.
     """
     if not re.fullmatch(r"[\w.@:-]+", alias):
         raise VmoatError(f"`{alias}` cannot be a host name for OpenSSH", code=Code.USAGE)
-    return _host(alias, _common(endpoint, endpoint.user, folder / "ssh", forward_agent))
+    lines = _common(endpoint, endpoint.user, forward_agent)
+    # ssh_config(5): a shell runs it, and % starts a token.
+    command = shlex.join(proxy).replace("%", "%%")
+    return _host(alias, [*lines, "ControlPath none", f"ProxyCommand {command}"])
 
 
 def listening(path: Path) -> bool:
@@ -128,12 +143,20 @@ def listening(path: Path) -> bool:
 class Connection:
     """The masters of one VM and the ports that they forward.
 
-    ``folder`` (at most 60 bytes, see ``vmoat.paths``) holds config, sockets, logs and the record
-    of forwards.
+    ``folder`` (at most 60 bytes, see ``vmoat.paths``) holds config, sockets and logs; ``record``
+    is the file of the forwards that were asked for, which outlives that folder.
     """
 
-    def __init__(self, endpoint: SshEndpoint, folder: Path, *, forward_agent: bool = False) -> None:
+    def __init__(
+        self,
+        endpoint: SshEndpoint,
+        folder: Path,
+        *,
+        forward_agent: bool = False,
+        record: Path | None = None,
+    ) -> None:
         self.endpoint = endpoint
+        self.ports = Forwards(self, record or folder / RECORD)
         self.folder = folder
         self.config = folder / "ssh_config"
         self._forward_agent = forward_agent
@@ -174,6 +197,7 @@ class Connection:
                         details=error.splitlines()[-5:],
                     )
                 time.sleep(POLL)
+            self.ports.restore()
 
     def ensure_root(self) -> bool:
         """Whether root's master answers, started anew where it was lost.
@@ -191,14 +215,15 @@ class Connection:
         return not self._root_refused
 
     def close(self) -> None:
-        """End the masters with every session and forward; quiet when there is none."""
+        """End the masters with every session and forward; quiet when there is none.
+
+        What was asked to be forwarded stays on record.
+        """
         for root in (False, True):
             if self.alive(root=root):
-                self._control("exit", root=root)
+                self.control("exit", root=root)
             with contextlib.suppress(FileNotFoundError):
                 self.socket(root=root).unlink()
-        with contextlib.suppress(FileNotFoundError):
-            self._record.unlink()
 
     def _write_config(self) -> None:
         text = ssh_config(self.endpoint, self.folder, forward_agent=self._forward_agent)
@@ -206,6 +231,30 @@ class Connection:
         fresh.write_bytes(os.fsencode(text))
         fresh.chmod(0o600)
         fresh.replace(self.config)
+
+    def end_orphans(self) -> bool:
+        """End masters of ours that nobody reaches any more: their sockets are gone, and they keep
+        the ports that they forward.  Whether there was one.
+        """
+        start = [os.fsencode(word) for word in ("-F", self.config, "-M")]
+        mine = {self._pid(root=False), self._pid(root=True)}
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[1:4] == start and int(entry.name) not in mine:
+                    # Asked to end, it would remove the socket of whoever came after it.
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    found.append(int(entry.name))
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while any(map(netports.listening_ports, found)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return bool(found)
+
+    def _pid(self, *, root: bool) -> int:
+        """The master's; 0 for none."""
+        match = re.search(r"pid=(\d+)", self.control("check", root=root)[1])
+        return int(match[1]) if match else 0
 
     def _wait_for_banner(self, deadline: float, timeout: float) -> None:
         if not netports.banner(self.endpoint.host, self.endpoint.port, deadline - time.monotonic()):
@@ -261,7 +310,7 @@ class Connection:
             return path
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-        rc, said = self._control("forward", "-L", f"{path}:{target}")
+        rc, said = self.control("forward", "-L", f"{path}:{target}")
         # Two that ask at once: the second is refused, and the first one's serves both.
         if rc != 0 and not listening(path):
             raise VmoatError(
@@ -272,11 +321,8 @@ class Connection:
             )
         return path
 
-    @property
-    def _record(self) -> Path:
-        return self.folder / "forwards.json"
-
-    def _control(self, command: str, *options: str, root: bool = False) -> tuple[int, str]:
+    def control(self, command: str, *options: str, root: bool = False) -> tuple[int, str]:
+        """Ask the master (``ssh -O COMMAND``): its exit code and what it said."""
         argv = self.argv("-O", command, *options, root=root)
         process = proc.spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, detach=False)
         try:
@@ -285,83 +331,3 @@ class Connection:
             process.kill()
             out, _ = process.communicate()
         return process.returncode, out.decode(errors="replace").strip()
-
-    def forward(self, guest_port: int, host_port: int) -> None:
-        """Listen on the host's loopback (127.0.0.1 and ::1) and carry to the guest's port.
-
-        Raises BUSY where the host's port is taken, VM where there is no master.
-        """
-        known = self.forwards()
-        if known.get(host_port) == guest_port:
-            return
-        for address in _loopbacks():
-            if not netports.free(address, host_port):
-                raise _port_busy(host_port)
-        done: list[str] = []
-        for address in _loopbacks():
-            rc, said = self._control("forward", "-L", _rule(address, host_port, guest_port))
-            if rc == 0:
-                done.append(address)
-                continue
-            for other in done:
-                self._control("cancel", "-L", _rule(other, host_port, guest_port))
-            if not self.alive():
-                raise VmoatError(
-                    "the connection to the VM is gone",
-                    hint="run `vmoat up`",
-                    code=Code.VM,
-                    details=said.splitlines(),
-                )
-            raise _port_busy(host_port, said)
-        self._save({**known, host_port: guest_port})
-
-    def cancel(self, guest_port: int, host_port: int) -> None:
-        """End a forward; quiet when there is none."""
-        for address in _loopbacks():
-            self._control("cancel", "-L", _rule(address, host_port, guest_port))
-        known = self.forwards()
-        known.pop(host_port, None)
-        self._save(known)
-
-    def forwards(self) -> dict[int, int]:
-        """The forwards that are alive: host port to guest port.
-
-        OpenSSH has no list, so there is a record, and each entry of it counts only while the
-        master itself listens on that port.
-        """
-        try:
-            record = json.loads(self._record.read_text())
-        except (OSError, ValueError):
-            return {}
-        if not record or not self.alive():
-            return {}
-        _, said = self._control("check")
-        match = re.search(r"pid=(\d+)", said)
-        owned = netports.listening_ports(int(match[1])) if match else None
-        if owned is None:  # not Linux: a port that nobody holds is not forwarded
-            return {int(h): g for h, g in record.items() if not netports.free("127.0.0.1", int(h))}
-        return {int(h): g for h, g in record.items() if int(h) in owned}
-
-    def _save(self, forwards: dict[int, int]) -> None:
-        fresh = self._record.with_suffix(".new")
-        fresh.write_text(json.dumps(forwards))
-        fresh.replace(self._record)
-
-
-def _rule(address: str, host_port: int, guest_port: int) -> str:
-    shown = f"[{address}]" if ":" in address else address
-    return f"{shown}:{host_port}:localhost:{guest_port}"
-
-
-def _loopbacks() -> list[str]:
-    """127.0.0.1, and ::1 where this host has it."""
-    return ["127.0.0.1", "::1"] if netports.free("::1", 0) else ["127.0.0.1"]
-
-
-def _port_busy(port: int, said: str = "") -> VmoatError:
-    return VmoatError(
-        f"port {port} of this machine is taken",
-        hint="choose another: `vmoat tunnel GUEST:HOST`",
-        code=Code.BUSY,
-        details=said.splitlines(),
-    )

@@ -5,10 +5,19 @@ A job's folder in the guest, ``/var/lib/vmoat/stages/NAME``:
 - ``run``      the script that the unit executes.  The unit itself names only this path, so nothing
                of the user's meets systemd's own ``%`` and ``$``.
 - ``attempt``  which attempt was started last.
-- ``pid``      the script's process; ends when the job does.
+- ``pid``      the script's process, which ends when the job does, and when its command was
+               started (seconds since the epoch).
 - ``rc``       ``ATTEMPT RC``, written and synced when the command has ended.
 
-Its output is ``/var/log/vmoat/NAME.log``, the previous attempt's ``NAME.log.1``.  Running means:
+Its output is ``/var/log/vmoat/NAME.log``, the previous attempt's ``NAME.log.1``.  A log that has
+grown to ``LOG_LIMIT`` becomes ``NAME.log.old`` (its newest part) and begins anew: what logs for
+ever fills no disk.
+
+A service that ends with an error is started again, ``RESTARTS`` times in a row; a run of
+``WELL`` seconds makes that start over.  One that ends with 0, or whose program is not there, has
+ended.  The script does it and not systemd, so that the unit, its log and its state are one.
+
+Running means:
 this attempt, no ``rc`` of it, and processes in the unit's cgroup.  The unit remains after its
 exit, so that what a command left in the background lives on until the next attempt or
 ``stop_script``.
@@ -46,20 +55,68 @@ SYSTEMD_NAMES = (
     "MEMORY_PRESSURE_WRITE OLDPWD"
 )
 
+LOG_LIMIT = 64 << 20
+LOG_KEPT = 16 << 20
+"""Bytes of a log before it is cut, and of what is kept of it then."""
+LOG_POLL = 5
+"""Seconds between two looks at it."""
+RESTARTS = 3
+WELL = 60
+
 RUN = """\
 #!/bin/bash
-d={folder}
-echo $$ >$d/pid
-exec </dev/null >>{log} 2>&1
+d={folder} log={log}
+exec </dev/null >>$log 2>&1
 umask 022
 unset {systemd}
 while IFS=: read -r name _ _ gid _ HOME _; do [ "$name" = {user} ] && break; done </etc/passwd
 export HOME USER={user} LOGNAME={user} SHELL=/bin/bash {exports}
-{become}bash -lc {inner} bash {cwd} {command}
-rc=$?
+{bound}
+run() {{
+  echo $$ $EPOCHSECONDS >$d/pid
+  {become}bash -lc {inner} bash {cwd} {command} 8>&-
+}}
+{body}
+{unbound}
 echo {attempt} $rc >$d/rc.new && sync $d/rc.new && mv $d/rc.new $d/rc && sync $d
 exit 0
 """
+
+ONCE = """\
+run
+rc=$?"""
+
+AGAIN = """\
+n=0
+while :; do
+  run
+  rc=$?
+  read -r _ since <$d/pid
+  [ $((EPOCHSECONDS - since)) -lt {well} ] || n=0
+  case $rc in 0 | 126 | 127) break ;; esac
+  [ $n -lt {restarts} ] || break
+  echo "[vmoat] it ended with exit code $rc and is started again ($((n += 1)) of {restarts})"
+  read -rt $n -u 8
+done"""
+
+BOUND = """\
+# A look costs no program: the offset of our own standard output is the size of the log.
+exec 8<> <(:)
+group=/sys/fs/cgroup$(</proc/self/cgroup); group=${{group/0::/}}/cgroup.procs
+others() {{ local p n=0; while read -r p; do n=$((n + 1)); done <"$group"; [ $n -gt "$1" ]; }}
+watch_log() {{
+  while others 1; do
+    read -rt {poll} -u 8
+    read -r _ size </proc/self/fdinfo/1
+    [ "$size" -gt {limit} ] && {{ tail -c {kept} $log >$log.old; : >$log; }}
+  done
+}}
+watch_log & watcher=$!
+disown  # or bash would tell of its end"""
+
+UNBOUND = """\
+# What the command left in the background goes on, and so does the look at its log.
+others 2 || kill $watcher"""
 
 INNER = 'cd -- "$1" || exit; eval "shift 2;$2"'
 
@@ -84,7 +141,7 @@ LAUNCH = """\
 launch() {{
   [ ! -e "${{cg%/*}}" ] || systemctl -q stop $u
   mkdir -p $d /var/log/vmoat || exit 1
-  rm -f $d/rc $d/pid
+  rm -f $d/rc $d/pid $log.old
   [ ! -e $log ] || mv -f $log $log.1
   (umask 022; : >$log)
   umask 077
@@ -107,7 +164,7 @@ if [ $state = done ]; then
 else
   n=0
   until [ -s $d/pid ]; do n=$((n + 1)); [ $n -lt 200 ] || break; sleep 0.05; done
-  read -r pid <$d/pid
+  read -r pid _ <$d/pid
   tail -c +{start} -s 0.1 --pid=$pid -f $log &
   tail=$!
   trap 'kill $tail; exit' HUP TERM PIPE
@@ -158,8 +215,11 @@ def folder(name: str) -> str:
     return f"/var/lib/vmoat/stages/{_plain(name)}"
 
 
-def run_script(job: Job) -> str:
-    """The script of the unit: the command in a login shell of its user, then its exit code."""
+def run_script(job: Job, *, service: bool = False) -> str:
+    """The script of the unit: the command in a login shell of its user, then its exit code.
+
+    ``service``: started again when it ends with an error.
+    """
     become = ""
     if job.user != "root":
         user = shlex.quote(job.user)
@@ -175,6 +235,9 @@ def run_script(job: Job) -> str:
         inner=shlex.quote(INNER),
         cwd=shlex.quote(job.cwd),
         command=shlex.quote(job.command),
+        bound=BOUND.format(poll=LOG_POLL, limit=LOG_LIMIT, kept=LOG_KEPT),
+        unbound=UNBOUND,
+        body=AGAIN.format(restarts=RESTARTS, well=WELL) if service else ONCE,
     )
 
 
@@ -184,7 +247,9 @@ def _head(job: Job, service: bool) -> str:
         clock=clock.step(time.time()),
     )  # fmt: skip
     remain = "no" if service else "yes"
-    return start + LAUNCH.format(run=shlex.quote(run_script(job)), remain=remain)
+    return start + LAUNCH.format(
+        run=shlex.quote(run_script(job, service=service)), remain=remain
+    )
 
 
 def start_script(job: Job, *, service: bool = False) -> str:

@@ -3,7 +3,7 @@
 Which ports: the asked-for ones, else EXPOSE_PORTS, else what the containers publish and (for a
 stack that is a service, or has no containers) the guest's listening sockets.  Which host port: the
 same where it is free on 127.0.0.1 and ::1, else the first free of 9000-9099, else any; the same one
-next time.
+next time.  What was opened comes back with the next master (``vmoat.forwards``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.facts import Facts
+from vmoat.forwards import RECORD, Record
 from vmoat.state import read_toml, write_toml
 
 SPARE = range(9000, 9100)
@@ -61,10 +63,19 @@ def wanted(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[tuple[in
         return [(p.guest, p.host or 0, services.get(p.guest, "")) for p in configured]
     facts = ctx.facts()
     # A dev server beside a database in a container publishes nothing: its sockets tell.
-    own = facts is not None and (not facts.containers or facts.active("stack"))
-    listening = facts.listening - OURS - services.keys() if facts and own else frozenset()
+    listening = own_ports(facts) - services.keys() if facts else frozenset()
     found = {**dict.fromkeys(listening, ""), **services}
     return [(port, 0, name) for port, name in sorted(found.items())]
+
+
+def own_ports(facts: Facts) -> frozenset[int]:
+    """What listens in the guest outside of containers: the service's own sockets, if it has any;
+    else, for a service and a stack without containers, all but the guest's own.
+    """
+    if facts.owned:
+        return facts.owned - OURS
+    some = not facts.containers or facts.active("stack")
+    return facts.listening - OURS if some else frozenset()
 
 
 def published(ctx: Context) -> dict[int, str]:
@@ -103,18 +114,62 @@ def ensure(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[Tunnel]:
     for guest, host, service in ports:
         mine = [tunnel.host for tunnel in alive if tunnel.guest == guest]
         have = mine[0] if mine and not host else host if host in mine else 0
-        if not have and mine:
-            ctx.guest.cancel(guest, mine[0])
+        if not have:
+            _forget(ctx, guest)
         result.append(Tunnel(guest, have or _open(ctx, guest, host), service))
     return result
 
 
-def close(ctx: Context) -> int:
-    """Cancel every forward; returns how many there were."""
-    alive = open_tunnels(ctx)
-    for tunnel in alive:
-        ctx.guest.cancel(tunnel.guest, tunnel.host)
-    return len(alive)
+def kept(ctx: Context) -> Record:
+    """The record of what was asked for: it outlives the master, the VM's runs and the host's."""
+    return Record(ctx.instance.folder / RECORD)
+
+
+def restore(ctx: Context) -> list[str]:
+    """Open what was asked for and is not open; a warning for each host port that is taken."""
+    warnings = []
+    for host, guest in sorted(ctx.guest.waiting().items() if kept(ctx).read() else ()):
+        try:
+            ctx.guest.forward(guest, host)
+        except VmoatError as error:
+            if error.code != Code.BUSY:
+                raise
+            warnings.append(taken(Tunnel(guest, host)))
+    return warnings
+
+
+def failed(ctx: Context) -> list[str]:
+    """A warning for each that a new master of this process could not open again."""
+    found = ctx.guest.connection.ports.failed
+    return [taken(Tunnel(guest, host)) for host, guest in sorted(found.items())]
+
+
+def taken(tunnel: Tunnel) -> str:
+    """What is said of a forward whose port somebody else holds."""
+    return (
+        f"port {tunnel.host} of this machine is taken: the tunnel to the VM's port {tunnel.guest} "
+        f"waits for it (`vmoat tunnel {tunnel.guest}` chooses another)"
+    )
+
+
+def close(ctx: Context, ports: Collection[int] = ()) -> int:
+    """Cancel and forget forwards (of these ports of the guest, or all); returns how many."""
+    table = {h: g for h, g in kept(ctx).read().items() if not ports or g in ports}
+    if ctx.status.state == "running" and ctx.guest.connected():
+        for host, guest in table.items():
+            ctx.guest.cancel(guest, host)
+    else:
+        with kept(ctx).change() as rest:
+            for host in table:
+                rest.pop(host, None)
+    return len(table)
+
+
+def _forget(ctx: Context, guest: int) -> None:
+    """Another host port is asked for, or the one that was asked for is taken."""
+    for host, port in kept(ctx).read().items():
+        if port == guest:
+            ctx.guest.cancel(guest, host)
 
 
 def _open(ctx: Context, guest: int, host: int) -> int:

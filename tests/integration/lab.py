@@ -293,6 +293,10 @@ class Vm:
             return {}
         return {name: pid for name, pid, _ in found.get("processes", [])}
 
+    def ssh_port(self) -> int:
+        """The port of the VM's ssh server on the host's loopback."""
+        return int(tomllib.loads((self.folder / "driver.toml").read_text())["ssh_port"])
+
     def masters(self) -> list[int]:
         """Pids of the VM's ssh masters."""
         run = str(self.runtime())

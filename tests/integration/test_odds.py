@@ -66,7 +66,7 @@ def test_another_vm_is_out_of_reach(golden: Vm, second: Vm) -> None:
     """Its ssh port and its tunnel are on the host's loopback, which no address leads to."""
     second.up()
     assert second.cli("tunnel", "8080:45871").stdout == "http://localhost:45871\n"
-    ports = ["45871", second.cli("ssh-config").stdout.split("Port ")[1].split()[0]]
+    ports = ["45871", str(second.ssh_port())]
     own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
     script = "".join(
         f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null && echo reached\n"

@@ -31,12 +31,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from vmoat import context, drivers, paths, watch
 from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Container, Facts
+from vmoat.forwards import RECORD, Record
 from vmoat.proc import Result
 from vmoat.stage import Stage
 from vmoat.state import StageStore
@@ -139,6 +141,9 @@ class FakeDriver:
     def weight(self, name: str) -> int:
         return 4096
 
+    def weights(self, name: str) -> dict[str, int]:
+        return {"system": 1 << 20, "data": 3 << 20, "image": 1 << 29, "memory": 2 << 30}
+
     def ssh_endpoint(self, name: str) -> SshEndpoint:
         return SshEndpoint("127.0.0.1", 1, "me", Path("/nokey"), Path("/noknown"))
 
@@ -149,6 +154,10 @@ class FakeGuest:
     def __init__(self, ctx: context.Context) -> None:
         self.folder = place(ctx.instance.name)
         self.worktree = ctx.worktree.path
+        self.record = Record(ctx.instance.folder / RECORD)
+        self.connection = SimpleNamespace(
+            ports=SimpleNamespace(failed={}), channel=lambda *words: self.folder / "no-socket"
+        )
 
     def connect(self, timeout: float = 60) -> None: ...
 
@@ -157,7 +166,7 @@ class FakeGuest:
 
     def close(self) -> None: ...
 
-    def ssh_config_block(self, alias: str) -> str:
+    def ssh_config_block(self, alias: str, proxy: Any) -> str:
         return f"Host {alias}\n"
 
     def facts(self, probe: Any, *, timeout: float = 20) -> Facts:
@@ -247,16 +256,24 @@ class FakeGuest:
     # forwards: host port -> guest port
 
     def forwards(self) -> dict[int, int]:
-        return {int(k): v for k, v in json.loads(text(self.folder / "forwards", "{}")).items()}
+        """As with every boot's new master: all that is asked for, but what somebody else holds."""
+        taken = text(self.folder / "taken").split()
+        wanted = self.record.read() if self.connected() else {}
+        return {host: guest for host, guest in wanted.items() if str(host) not in taken}
+
+    def waiting(self) -> dict[int, int]:
+        alive = self.forwards()
+        return {h: g for h, g in self.record.read().items() if h not in alive}
 
     def forward(self, guest: int, host: int) -> None:
-        self._write({**self.forwards(), host: guest})
+        if str(host) in text(self.folder / "taken").split():
+            raise VmoatError(f"port {host} of this machine is taken", code=Code.BUSY)
+        with self.record.change() as table:
+            table[host] = guest
 
     def cancel(self, guest: int, host: int) -> None:
-        self._write({h: g for h, g in self.forwards().items() if h != host})
-
-    def _write(self, table: dict[int, int]) -> None:
-        (self.folder / "forwards").write_text(json.dumps(table))
+        with self.record.change() as table:
+            table.pop(host, None)
 
 
 def container(name: str = "web", **more: Any) -> Container:

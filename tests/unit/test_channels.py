@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,27 @@ def test_the_health_url_is_asked_with_its_query(tmp_path: Path) -> None:
     health.join()
     assert health.code == 204
     assert asked[0].startswith(b"GET /up?deep=1 HTTP/1.0\r\nHost: localhost:8080\r\n")
+
+
+def test_what_docker_weighs_by_part() -> None:
+    answer = {
+        "LayersSize": 1000,
+        "Containers": [{"SizeRw": 5}, {"Id": "x"}],
+        "Volumes": [{"UsageData": {"Size": 70}}, {"UsageData": {"Size": -1}}, {"Name": "v"}],
+        "BuildCache": [{"Size": 30, "Shared": False}, {"Size": 900, "Shared": True}],
+    }
+    parts = {"images": 1000, "containers": 5, "volumes": 70, "build cache": 30}
+    assert channels.usage(answer) == parts
+    assert set(channels.usage({"Containers": None}).values()) == {0}
+
+
+def test_a_dockerd_that_counts_for_long_is_not_waited_for(tmp_path: Path) -> None:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "docker"))
+    server.listen()
+    with server:
+        usage = channels.Usage(Connection(tmp_path), 30)  # type: ignore[arg-type]
+        began = time.monotonic()
+        usage.join(0.1)
+        assert usage.parts is None
+        assert time.monotonic() - began < 5

@@ -223,6 +223,64 @@ def test_tunnels(world: World) -> None:
     assert "no tunnel" in world.vmoat("untunnel").stderr
 
 
+def test_a_tunnel_that_was_asked_for_survives_down_and_up(world: World) -> None:
+    """A debugger's port stays where it is; one that is taken meanwhile is named."""
+    world.vmoat("up")
+    assert world.vmoat("tunnel", "9229:45229").stdout == "http://localhost:45229\n"
+    world.vmoat("down")
+    report = json.loads(world.vmoat("status", "--json").stdout)
+    assert report["waiting"] == [{"guest": 9229, "host": 45229}]
+    world.set("taken", "45229")
+    said = world.vmoat("up").stderr
+    assert "port 45229 of this machine is taken" in said
+    assert "9229" in world.vmoat("status").stdout
+    (world.place / "taken").unlink()
+    assert "taken" not in world.vmoat("up").stderr
+    assert "http://localhost:45229 → port 9229" in world.vmoat("status").stdout
+    world.vmoat("untunnel", "80")
+    assert "45229" in world.vmoat("status").stdout
+    world.vmoat("down")
+    world.vmoat("untunnel", "9229")
+    world.vmoat("up")
+    assert "45229" not in world.vmoat("status").stdout
+
+
+def test_status_tells_what_each_part_weighs(world: World) -> None:
+    world.vmoat("up")
+    shown = world.vmoat("status").stdout
+    assert "system 1 MiB, data 3 MiB" in shown
+    assert "image      512 MiB on the host, for all VMs" in shown
+    assert "memory     2.0 GiB of the host's" in shown
+    weights = json.loads(world.vmoat("status", "--json").stdout)["weights"]
+    assert weights == {"host": {"system": 2**20, "data": 3 * 2**20, "image": 2**29,
+                                "memory": 2**31}, "docker": None}  # fmt: skip
+
+
+def test_a_service_tells_its_state_and_its_ports(world: World) -> None:
+    config = '[up]\ncommand = "serve"\nservice = true\n[watch]\nenabled = false\n'
+    (world.tree / "vmoat.toml").write_text(config)
+    world.vmoat("up")
+    assert "service    running, listens on 5000" in world.vmoat("status").stdout
+    world.set("stack-unit", "exited 4")
+    report = json.loads(world.vmoat("status", "--json").stdout)
+    assert (report["service"]["state"], report["healthy"]) == ("exited 4", False)
+
+
+def test_the_ssh_block_asks_for_the_vm_by_its_name(world: World) -> None:
+    from vmoat.commands.inside import proxy_argv
+
+    words = proxy_argv("wt-tree")
+    assert words[-2:] == ["vmoat.sshproxy", "wt-tree"]
+    for name, says in (("no-such-vm", "there is no VM called"), ("../x", "there is no VM called")):
+        done = subprocess.run([*words[:-1], name], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 2
+        assert says in done.stderr
+    world.vmoat("name")
+    done = subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=30)
+    assert done.returncode == 5
+    assert f"the VM wt-tree is absent; `vmoat -C {world.tree} up` starts it" in done.stderr
+
+
 def test_an_unwritable_state_folder_is_exit_4(world: World) -> None:
     (world.root / "file").write_text("")
     env = {**os.environ, "XDG_STATE_HOME": str(world.root / "file")}

@@ -19,6 +19,7 @@ import pytest
 from vmoat import netports, proc, ssh
 from vmoat.drivers import SshEndpoint
 from vmoat.errors import Code, VmoatError
+from vmoat.forwards import Record
 from vmoat.guest import File, Guest
 
 SSHD = proc.which("sshd")
@@ -154,11 +155,7 @@ def test_a_time_limit_is_kept(guest: Guest) -> None:
 
 
 def test_a_stale_socket_is_replaced(guest: Guest) -> None:
-    _, said = guest.connection._control("check")
-    master = int(said.split("pid=")[1].rstrip(")"))
-    os.kill(master, signal.SIGKILL)
-    while Path(f"/proc/{master}").exists():
-        time.sleep(0.02)
+    kill_master(guest)
     assert guest.connection.socket().exists()
     assert not guest.connected()
     assert guest.run("echo again").out == "again\n"
@@ -328,11 +325,72 @@ def test_a_busy_port_is_named(guest: Guest) -> None:
     assert caught.value.code == Code.BUSY
 
 
-def test_forwards_end_with_the_master(guest: Guest) -> None:
+def kill_master(guest: Guest) -> None:
+    _, said = guest.connection.control("check")
+    master = int(said.split("pid=")[1].rstrip(")"))
+    os.kill(master, signal.SIGKILL)
+    while Path(f"/proc/{master}").exists():
+        time.sleep(0.02)
+
+
+def test_a_forward_comes_back_with_the_next_master(guest: Guest) -> None:
+    """Killed, ended, or gone with its folder: what was asked for stays asked for."""
     port = free_port()
     guest.forward(guest.endpoint.port, port)
-    guest.connection._control("exit")
+    kill_master(guest)
     assert guest.forwards() == {}
+    assert guest.waiting() == {port: guest.endpoint.port}
+    guest.connect(20)
+    assert guest.forwards() == {port: guest.endpoint.port}
+    assert netports.banner("127.0.0.1", port, 5)
+    guest.close()
+    assert not netports.banner("127.0.0.1", port, 0.5)
+    guest.connect(20)
+    assert guest.forwards() == {port: guest.endpoint.port}
+    guest.cancel(guest.endpoint.port, port)
+    guest.close()
+    guest.connect(20)
+    assert guest.forwards() == guest.waiting() == {}
+
+
+def test_a_master_whose_socket_is_gone_lets_go_of_its_ports(
+    server: Server, folder: Path, tmp_path: Path
+) -> None:
+    """The runtime folder was emptied under it: nobody can ask it any more."""
+    guest = Guest(server.endpoint(), folder, tmp_path, {}, record=tmp_path / "kept.json")
+    guest.connect(20)
+    port = free_port()
+    guest.forward(guest.endpoint.port, port)
+    for file in folder.iterdir():
+        file.unlink()
+    guest.connect(20)
+    try:
+        assert guest.forwards() == {port: guest.endpoint.port}
+        assert guest.connection.ports.failed == {}
+    finally:
+        guest.close()
+
+
+def test_a_forward_whose_port_was_taken_meanwhile_waits(guest: Guest) -> None:
+    port = free_port()
+    guest.forward(guest.endpoint.port, port)
+    guest.close()
+    with socket.create_server(("127.0.0.1", port)):
+        guest.connect(20)
+        assert guest.forwards() == {}
+        assert guest.connection.ports.failed == {port: guest.endpoint.port}
+    guest.forward(guest.endpoint.port, port)
+    assert guest.waiting() == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', "null"])
+def test_a_damaged_record_of_forwards_counts_as_none(tmp_path: Path, text: str) -> None:
+    record = Record(tmp_path / "forwards.json")
+    record.file.write_text(text)
+    assert record.read() == {}
+    with record.change() as table:
+        table[8000] = 80
+    assert record.read() == {8000: 80}
 
 
 def test_files_arrive_with_their_modes(guest: Guest, tmp_path: Path) -> None:
@@ -345,14 +403,18 @@ def test_files_arrive_with_their_modes(guest: Guest, tmp_path: Path) -> None:
 
 def test_other_programs_use_the_printed_block(guest: Guest, tmp_path: Path) -> None:
     config = tmp_path / "config"
-    config.write_bytes(os.fsencode(guest.ssh_config_block("wt-x")))
-    for connected in (True, False):  # over the master, and on their own
+    program = "import socket, sys; from vmoat.sshproxy import carry; " + (
+        "carry(socket.create_connection(('127.0.0.1', int(sys.argv[1]))))"
+    )
+    proxy = [sys.executable, "-c", program, str(guest.endpoint.port)]
+    config.write_bytes(os.fsencode(guest.ssh_config_block("wt-x", proxy)))
+    for connected in (True, False):  # beside the master, and without one
         if not connected:
             guest.close()
         done = subprocess.run(
-            ["ssh", "-F", config, "wt-x", "echo hi"], capture_output=True, timeout=20, check=True
+            ["ssh", "-F", config, "wt-x", "echo hi"], capture_output=True, timeout=20
         )
-        assert done.stdout == b"hi\n"
+        assert done.stdout == b"hi\n", done.stderr
         (tmp_path / "from").write_text("x")
         source, target = tmp_path / "from", f"wt-x:{tmp_path}/to"
         subprocess.run(["scp", "-q", "-O", "-F", config, source, target], timeout=20, check=True)

@@ -17,6 +17,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 ENDPOINT = SshEndpoint(
     "127.0.0.1", 2222, "alice", Path('/s/a "b" 100%/é\\key'), Path("/s/known hosts")
 )
+PROXY = ["env", "XDG_STATE_HOME=/s t/100%", "/py", "-m", "vmoat.sshproxy", "wt-a"]
 JOB = stages.Job(
     name="my stage", command="echo \"$HOME\" %n 'x'", attempt="a-1", user="alice",
     cwd="/w/it's $x %y", env={"K": "v 'w'"},
@@ -27,9 +28,10 @@ JOB = stages.Job(
     ("name", "text"),
     [
         ("ssh_config", ssh.ssh_config(ENDPOINT, Path("/run/v m%"))),
-        ("ssh_block", ssh.ssh_config_block("wt-a", ENDPOINT, Path("/run/v"), forward_agent=True)),
+        ("ssh_block", ssh.ssh_config_block("wt-a", ENDPOINT, PROXY, forward_agent=True)),
         ("ssh_exec", exec_command("echo 'hi'", "/w/it's", {"K": "v w"}, "id", 7.5) + "\n"),
         ("ssh_stage_run", stages.run_script(JOB)),
+        ("ssh_service_run", stages.run_script(JOB, service=True)),
     ],
 )
 def test_rendered_text_is_the_golden_one(name: str, text: str) -> None:
@@ -54,7 +56,7 @@ def test_a_path_that_openssh_would_expand_is_refused() -> None:
 
 def test_an_alias_is_one_plain_word() -> None:
     with pytest.raises(VmoatError):
-        ssh.ssh_config_block("a\nProxyCommand x", ENDPOINT, Path("/run/v"))
+        ssh.ssh_config_block("a\nProxyCommand x", ENDPOINT, PROXY)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +154,20 @@ def test_what_was_not_asked_or_answered_is_not_true() -> None:
 
 def test_units_sockets_and_space() -> None:
     found = facts.parse(
-        "\x1eunits\nactive\tmy stage\nexited 3\tb\ngone\tc\n"
-        "\x1esockets\n  sl  local\n   0: 0100007F:1F90 00000000:0000 0A 0\n   1: 00:0016 0:0 01\n"
+        "\x1eunits\nactive\tmy stage\t12\nexited 3\tb\ngone\tc\nactive\told\n"
+        "\x1esockets\n  sl  local\n"
+        "   0: 0100007F:1F90 00000000:0000 0A 0:0 00:0 0 0 0 77 1\n"
+        "   1: 0100007F:0016 00000000:0000 0A 0:0 00:0 0 0 0 78 1\n"
+        "   2: 00:0017 0:0 01 0:0 00:0 0 0 0 79 1\n"
+        "\x1eowned\nsocket:[77]\nsocket:[79]\n"
         "\x1ememory\nMemTotal: 2 kB\nMemAvailable: 1 kB\n"
         "\x1edf\nFilesystem\n/dev/vda 100 60 40 60% /\n/dev/vdb 50 1 49 2% /x\n"
     )
-    assert found.units == {"my stage": "active", "b": "exited 3", "c": "gone"}
+    assert found.units == {"my stage": "active", "b": "exited 3", "c": "gone", "old": "active"}
     assert found.active("my stage")
-    assert found.listening == {8080}
+    assert found.running_for == {"my stage": 12}
+    assert found.listening == {8080, 22}
+    assert found.owned == {8080}
     assert found.space == {
         "memory": (2048, 1024), "/": (100, 40), "/var/lib/docker": (50, 49)
     }  # fmt: skip

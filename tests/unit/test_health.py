@@ -74,6 +74,30 @@ def test_a_service_that_ended_is_not_well() -> None:
     assert (verdict.healthy, verdict.over) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("facts", "healthy", "reason"),
+    [
+        ({"units": {"stack": "active"}, "running_for": {"stack": 5}}, False, "does not listen"),
+        ({"units": {"stack": "active"}, "running_for": {"stack": 5}, "owned": frozenset({80})},
+         True, ""),
+        ({"units": {"stack": "active"}, "running_for": {"stack": 2}, "owned": frozenset({80})},
+         False, "only just started"),
+        ({"units": {"stack": "active"}, "running_for": {"stack": 5}, "containers": (container(),)},
+         False, "does not listen"),
+        ({"units": {"stack": "active"}, "running_for": {"stack": 20}, "containers": (container(),)},
+         True, ""),
+        ({"units": {"stack": "active"}, "running_for": {"stack": 500}}, True, ""),
+        ({"units": {"stack": "gone"}}, False, "does not run"),
+    ],
+)  # fmt: skip
+def test_a_service_without_a_url_is_well_once_it_listens(
+    facts: dict[str, Any], healthy: bool, reason: str
+) -> None:
+    """Or runs containers that are, or has shown that it never listens."""
+    verdict = health.judge_facts(Facts(**{"docker": True, **facts}), "", service=True)
+    assert (verdict.healthy, reason in verdict.reason) == (healthy, True)
+
+
 def test_a_url_that_never_answers_is_6_after_its_limit(world: World) -> None:
     world.context()
     world.set("health", "0")

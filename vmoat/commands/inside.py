@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 
+from vmoat import tunnels
 from vmoat.commands import attend, context
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
@@ -56,15 +58,15 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         raise VmoatError(
             "`exec` wants a command", hint="`vmoat ssh` opens a shell", code=Code.USAGE
         )
-    return _running(args).guest.exec(args.rest, tty=False)
+    return _running(args, out).guest.exec(args.rest, tty=False)
 
 
 def ssh(args: argparse.Namespace, out: Output) -> int:
     """A shell, or a command on a terminal where there is one."""
-    return _running(args).guest.exec(args.rest, tty=_terminal())
+    return _running(args, out).guest.exec(args.rest, tty=_terminal())
 
 
-def _running(args: argparse.Namespace) -> Context:
+def _running(args: argparse.Namespace, out: Output) -> Context:
     ctx = context(args)
     if ctx.status.state != "running":
         reasons = f" ({'; '.join(ctx.status.reasons)})" if ctx.status.reasons else ""
@@ -73,6 +75,9 @@ def _running(args: argparse.Namespace) -> Context:
             hint="`vmoat up` starts it",
             code=Code.VM,
         )
+    ctx.guest.connect()
+    for text in tunnels.failed(ctx):
+        out.warn(text)
     attend(ctx)
     ctx.refresh_guest()
     return ctx
@@ -81,7 +86,19 @@ def _running(args: argparse.Namespace) -> Context:
 def ssh_config(args: argparse.Namespace, out: Output) -> int:
     """The block for other ssh clients; the host is called as the VM."""
     ctx = context(args)
-    if ctx.status.state == "running":
-        ctx.guest.connect(30)
-    out.answer(ctx.guest.ssh_config_block(ctx.instance.name).rstrip("\n"))
+    name = ctx.instance.name
+    out.answer(ctx.guest.ssh_config_block(name, proxy_argv(name)).rstrip("\n"))
     return int(Code.OK)
+
+
+def proxy_argv(name: str) -> list[str]:
+    """What carries a connection to the VM.  An editor may know nothing of our environment, so the
+    folders that are not where they would be without it are named.
+    """
+    settings = [
+        f"{key}={os.environ[key]}"
+        for key in ("XDG_STATE_HOME", "XDG_DATA_HOME")
+        if os.environ.get(key)
+    ]
+    start = ["env", *settings] if settings else []
+    return [*start, sys.executable, "-P", "-m", "vmoat.sshproxy", name]

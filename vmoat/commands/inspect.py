@@ -13,6 +13,7 @@ from vmoat.errors import Code, VmoatError
 from vmoat.output import Output
 
 if TYPE_CHECKING:
+    from vmoat.channels import Usage
     from vmoat.context import Context
 
 
@@ -31,7 +32,7 @@ def status(args: argparse.Namespace, out: Output) -> int:
     ctx = context(args, claim=False, tolerant=True)
     for warning in ctx.settings.warnings:
         out.warn(warning)
-    report = status_report(ctx)
+    report = status_report(ctx, patience=LONG if args.verbose else SHORT)
     if args.json:
         out.json(report)
         return int(Code.OK)
@@ -44,11 +45,16 @@ def status(args: argparse.Namespace, out: Output) -> int:
     return int(Code.OK)
 
 
-def status_report(ctx: Context) -> dict[str, Any]:
+SHORT, LONG = 0.3, 30.0
+"""Seconds more for dockerd to count what its parts weigh: without and with ``-v``."""
+
+
+def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
     """Everything that ``status --json`` prints."""
     from vmoat import health, tunnels, watch
 
     ctx.wants_space = True
+    usage = _docker_usage(ctx)
     facts = ctx.facts()
     vm = ctx.status
     state, reasons = vm.state, list(vm.reasons)
@@ -73,8 +79,12 @@ def status_report(ctx: Context) -> dict[str, Any]:
         "healthy": None,
         "health": "",
         "containers": [],
+        "service": None,
         "tunnels": [],
+        "waiting": [],
         "guest": {},
+        "weights": {"host": ctx.driver.weights(ctx.instance.name) if ctx.instance.claimed else {},
+                    "docker": None},
     }
     if facts:
         verdict = health.judge(ctx)
@@ -90,7 +100,26 @@ def status_report(ctx: Context) -> dict[str, Any]:
         report["guest"] = {
             mount: {"bytes": total, "free": free} for mount, (total, free) in facts.space.items()
         }
+        if health.is_service(ctx):
+            report["service"] = {"state": facts.units.get("stack", "gone"),
+                                 "ports": sorted(tunnels.own_ports(facts))}  # fmt: skip
+    if ctx.instance.claimed:
+        alive = {entry["host"] for entry in report["tunnels"]}
+        kept = sorted(tunnels.kept(ctx).read().items())
+        report["waiting"] = [{"guest": g, "host": h} for h, g in kept if h not in alive]
+    if usage is not None:
+        usage.join(patience)
+        report["weights"]["docker"] = usage.parts
     return report
+
+
+def _docker_usage(ctx: Context) -> Usage | None:
+    """The question to dockerd, under way beside all others; None where nobody can be asked."""
+    from vmoat.channels import Usage
+
+    if ctx.status.state != "running" or not ctx.guest.connected():
+        return None
+    return Usage(ctx.guest.connection, LONG)
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -110,14 +139,46 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             state += f" {entry['exit_code']}"
         note = f", {entry['health']}" if entry["health"] else ""
         rows.append(("container", f"{entry['name']}: {state}{note}"))
+    if report["service"]:
+        rows.append(("service", _service_row(report["service"])))
     rows += [
         ("tunnel", f"{t['url']} → {t['service'] or 'port'} {t['guest']}") for t in report["tunnels"]
     ]
-    rows.append(("disk", f"{gib(report['disk_bytes'])} on the host"))
+    running = report["state"] == "running"
+    waits = "that port is taken, `vmoat up` tries again" if running else "comes back with the VM"
+    rows += [
+        ("tunnel", f"localhost:{t['host']} → {t['guest']}: " + waits)
+        for t in report["waiting"]
+    ]
+    rows += _weight_rows(report)
     for mount, space in report["guest"].items():
         rows.append((
             "guest", f"{mount}: {gib(space['free'])} free of {gib(space['bytes'])}",
         ))  # fmt: skip
+    return rows
+
+
+def _service_row(service: dict[str, Any]) -> str:
+    ports = ", ".join(map(str, service["ports"]))
+    state = str(service["state"])
+    state = {"active": "running", "gone": "not running"}.get(state, state)
+    return state + (f", listens on {ports}" if ports else "")
+
+
+def _weight_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each part weighs, on the host and in Docker."""
+    host, docker = report["weights"]["host"], report["weights"]["docker"]
+    disks = [f"{part} {gib(host[part])}" for part in ("system", "data") if host.get(part)]
+    rows = [("disk", f"{gib(report['disk_bytes'])} on the host"
+                     + (f" ({', '.join(disks)})" if disks else ""))]  # fmt: skip
+    if host.get("image"):
+        rows.append(("image", f"{gib(host['image'])} on the host, for all VMs that stand on it"))
+    if host.get("memory"):
+        rows.append(("memory", f"{gib(host['memory'])} of the host's"))
+    if docker is not None:
+        rows.append(("docker", ", ".join(f"{part} {gib(size)}" for part, size in docker.items())))
+    elif report["guest"]:
+        rows.append(("docker", "counts what it holds: `vmoat status -v` waits for it"))
     return rows
 
 
@@ -189,11 +250,21 @@ def _stage_log(ctx: Context, args: argparse.Namespace, out: Output) -> int:
             out.say(f"no output of the stage {args.stage} is on record")
         return int(Code.OK)
     path = shlex.quote(log_path(args.stage))
-    lines = f"-n {args.tail}" if args.tail is not None else "-n +1"
-    follow = " -F" if args.follow else ""
     missing = shlex.quote(f"no output of the stage {args.stage} is kept in this VM")
     there = f"[ -e {path} ] || {{ echo {missing} >&2; exit 1; }}"
-    return ctx.guest.exec([f"{there}; exec sudo tail {lines}{follow} {path}"])
+    return ctx.guest.exec([f"{there}; exec {unit_log(args.stage, args.tail, args.follow)}"])
+
+
+def unit_log(name: str, tail: int | None, follow: bool) -> str:
+    """The guest's command that prints the log of a unit, the part that was cut off first."""
+    from vmoat.stages import log_path
+
+    path = shlex.quote(log_path(name))
+    lines = "+1" if tail is None else str(tail)
+    if follow:
+        return f"sudo tail -n {lines} -F {path}"
+    both = f"cat $(ls {path}.old 2>/dev/null) {path} | tail -n {lines}"
+    return shlex.join(["sudo", "sh", "-c", both])
 
 
 def _running(ctx: Context) -> bool:
@@ -209,30 +280,33 @@ def _stack_line(ctx: Context, args: argparse.Namespace) -> str:
             hint="`vmoat up` starts it; `vmoat logs --console` shows its console",
             code=Code.VM,
         )
+    from vmoat.health import is_service
+
+    unit = is_service(ctx) and facts.units.get("stack", "gone") != "gone"
     chosen = [
         c for c in facts.containers if not args.service or args.service in (c.service, c.name)
     ]
-    if not chosen and args.service:
-        known = sorted({c.service or c.name for c in facts.containers})
+    if not chosen and args.service and not (unit and args.service == "stack"):
+        known = {c.service or c.name for c in facts.containers} | ({"stack"} if unit else set())
         raise VmoatError(
             f"there is no service `{args.service}`",
-            hint="the services are: " + (", ".join(known) or "none"),
+            hint="the services are: " + (", ".join(sorted(known)) or "none"),
             code=Code.USAGE,
         )
+    if not chosen:
+        return "exec " + unit_log("stack", args.tail, args.follow)
     options = (["-f"] if args.follow else []) + (
         ["--tail", str(args.tail)] if args.tail is not None else []
     )
-    if not chosen:
-        from vmoat.stages import log_path
-
-        count = "+1" if args.tail is None else str(args.tail)
-        return f"exec sudo tail {'-F ' if args.follow else ''}-n {count} {log_path('stack')}"
-    if len(chosen) == 1:
-        return shlex.join(["docker", "logs", *options, chosen[0].id]) + " 2>&1"
+    calls = [
+        (c.service or c.name, shlex.join(["docker", "logs", *options, c.id])) for c in chosen
+    ]
+    if unit and not args.service:
+        calls.insert(0, ("stack", unit_log("stack", args.tail, args.follow)))
+    if len(calls) == 1:
+        return calls[0][1] + " 2>&1"
     rows = []
-    for container in chosen:
-        label = container.service or container.name
-        call = shlex.join(["docker", "logs", *options, container.id])
+    for label, call in calls:
         prefix = f"sed -u {shlex.quote(f's/^/{sed_safe(label)} | /')}"
         rows.append(f"{call} 2>&1 | {prefix}{' &' if args.follow else ''}")
     return "\n".join(rows) + ("\nwait" if args.follow else "")

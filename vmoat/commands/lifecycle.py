@@ -31,6 +31,9 @@ def up(args: argparse.Namespace, out: Output) -> int:
     if args.force:  # a stage that is forced is wanted
         targets = [*(targets or graph.default_targets(ctx)), args.force]
     run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
+    if not args.detach and not args.stages:
+        for text in tunnels.restore(ctx):
+            out.warn(text)
     if not args.detach and not args.stages and not args.json:
         closing_words(ctx, out)
     return run

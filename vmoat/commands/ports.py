@@ -30,9 +30,9 @@ def tunnel(args: argparse.Namespace, out: Output) -> int:
 
 
 def untunnel(args: argparse.Namespace, out: Output) -> int:
-    """Close all of them; no error where none is open."""
+    """Close and forget all of them, or those of some ports; no error where none is open."""
+    ports = [tunnels.parse_port(text)[0] for text in args.ports]
     ctx = context(args, claim=False, tolerant=True)
-    running = ctx.status.state == "running" and ctx.guest.connected()
-    count = tunnels.close(ctx) if running else 0
+    count = tunnels.close(ctx, ports)
     out.say(f"{ctx.instance.name}: {count} closed" if count else "no tunnel is open")
     return int(Code.OK)

@@ -100,7 +100,8 @@ SETTINGS: tuple[Setting, ...] = (
         "up.service",
         "bool",
         False,
-        "The command doesn't return (a dev server): it runs as a service, up while it is active.",
+        "The command doesn't return (a dev server): it runs as a service, up while it is active, "
+        "and started again when it ends with an error.",
         example=True,
     ),
     Setting(
@@ -232,7 +233,7 @@ SETTINGS: tuple[Setting, ...] = (
         "url",
         "",
         "The stack is healthy when this answers 2xx inside the VM. Without one: when every "
-        "container runs or ended with 0, and every healthcheck is green.",
+        "container runs or ended with 0, every healthcheck is green, and a service listens.",
         shell="HEALTH_URL",
         example="http://localhost:8080/health",
     ),

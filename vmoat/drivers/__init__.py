@@ -162,6 +162,11 @@ class Driver(Protocol):
     def weight(self, name: str) -> int:
         """Bytes that the VM's disks take on the host."""
 
+    def weights(self, name: str) -> dict[str, int]:
+        """Bytes on the host by part: ``system`` and ``data`` (disks), ``image`` (shared by all VMs
+        that stand on it), ``memory`` (what the VM's processes hold now).
+        """
+
     def ssh_endpoint(self, name: str) -> SshEndpoint:
         """How to reach a VM that was started; raises VM when it was not."""
 

@@ -216,3 +216,11 @@ def weight(folder: Path) -> int:
         return sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
     except OSError:
         return 0
+
+
+def weight_of(file: Path) -> int:
+    """Bytes of one file on the host; holes do not count."""
+    try:
+        return file.stat().st_blocks * 512
+    except OSError:
+        return 0

@@ -77,6 +77,9 @@ class QemuDriver:
     def weight(self, name: str) -> int:
         return disks.weight(paths.disks_dir(name))
 
+    def weights(self, name: str) -> dict[str, int]:
+        return look.weights(name)
+
     def ssh_endpoint(self, name: str) -> SshEndpoint:
         return record.ssh_endpoint(name)
 

@@ -131,6 +131,20 @@ def _alive(
     return replace(facts, state="starting" if found.phase == "starting" else "running")
 
 
+def weights(name: str) -> dict[str, int]:
+    """See ``Driver.weights``."""
+    folder = paths.disks_dir(name)
+    found = record.read(name)
+    image = disks.read_record(folder).get("image", "")
+    living = found.living() if found else []
+    return {
+        "system": disks.weight_of(folder / disks.SYSTEM),
+        "data": disks.weight_of(folder / disks.DATA),
+        "image": disks.weight(paths.images_dir() / image) if image else 0,
+        "memory": sum(process.resident(one.pid) for one in living),
+    }
+
+
 def missing_mounts(pid: int, wanted: list[str]) -> list[str]:
     """Which of the mount points are not there (any more) in that process's namespace.
 

@@ -41,6 +41,18 @@ def start_time(pid: int) -> int:
     return int(fields[19])
 
 
+def resident(pid: int) -> int:
+    """Bytes of memory that a process and its children hold (QEMU is a child of its sandbox)."""
+    total = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]  # proc(5): resident
+        total = int(pages) * os.sysconf("SC_PAGE_SIZE")
+        for task in os.scandir(f"/proc/{pid}/task"):
+            for child in Path(task.path, "children").read_text().split():
+                total += resident(int(child))
+    return total
+
+
 @dataclass(frozen=True)
 class Process:
     """One process of a VM."""

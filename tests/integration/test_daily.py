@@ -1,0 +1,183 @@
+"""A working day: services, tunnels that stay, an editor's connection, and room that comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import Vm, fetch, kill, told, wait_until
+
+pytestmark = pytest.mark.vm
+
+SERVER = """\
+use IO::Socket::INET; $| = 1;
+my $s = IO::Socket::INET->new(LocalPort => 8090, Listen => 5, ReuseAddr => 1) or die "no: $!";
+print "serving\\n";
+while (my $c = $s->accept) {
+  my $l = <$c>; print $c "HTTP/1.0 200 OK\\r\\n\\r\\nserved\\n"; close $c;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def service(golden: Vm, first_up: str) -> Iterator[dict[str, str]]:
+    """Settings that make a small web server the stack, a service without a health URL."""
+    (golden.worktree / "build").mkdir(exist_ok=True)
+    (golden.worktree / "build" / "server.pl").write_text(SERVER)
+    yield {
+        "VMOAT_UP_COMMAND": "exec perl build/server.pl", "VMOAT_UP_SERVICE": "true",
+        "VMOAT_HEALTH_URL": "",
+    }  # fmt: skip
+    golden.up()
+    assert golden.status()["healthy"]
+
+
+def test_what_was_deleted_inside_is_the_hosts_again(vm: Vm) -> None:
+    """On both disks, without a hand; ext4 tells of it with its next commit."""
+    size = 48 << 20
+    for disk, folder in (("system.qcow2", "/root"), ("data.qcow2", "/data")):
+        file = vm.disks / disk
+
+        def weight(file: Path = file) -> int:
+            return file.stat().st_blocks * 512
+
+        code, out = vm.root_sh(f"head -c {size} /dev/urandom >{folder}/big && sync")
+        assert code == 0, out
+        full = weight()
+        assert vm.root_sh(f"rm {folder}/big")[0] == 0
+        wait_until(lambda full=full, weight=weight: weight() < full - size // 2, 60)
+
+
+def test_status_tells_what_each_part_weighs(vm: Vm) -> None:
+    done = vm.cli("status", "-v", "--json")
+    weights = json.loads(done.stdout)["weights"]
+    assert weights["docker"]["images"] > 2**20, "the stack's image"
+    assert set(weights["docker"]) == {"images", "containers", "volumes", "build cache"}
+    host = weights["host"]
+    assert host["memory"] > 200 << 20
+    assert host["system"] + host["data"] <= vm.status()["disk_bytes"] + 2**20
+    assert "for all VMs" in vm.cli("status").stdout
+
+
+def test_the_build_cache_has_a_bound(vm: Vm) -> None:
+    """dockerd collects it by itself, from a tenth of its disk on."""
+    rules = vm.ok("docker buildx inspect default")
+    assert "GC Policy rule#" in rules
+    assert "Keep Bytes" in rules
+
+
+def test_a_tunnel_outlives_its_master(vm: Vm) -> None:
+    """Killed, or its sockets removed: the next command brings the same port back."""
+    assert vm.cli("tunnel", "8080:45872").stdout == "http://localhost:45872\n"
+    try:
+        kill(*vm.masters())
+        assert vm.ok("echo back") == "back"
+        assert fetch("http://localhost:45872/")
+        for file in vm.runtime().glob("ssh*"):
+            file.unlink()
+        assert vm.ok("echo back") == "back"
+        assert fetch("http://localhost:45872/")
+        assert [t["host"] for t in vm.status()["tunnels"]] == [45872]
+        kill(*(pid for pid in vm.masters() if pid not in _reached(vm)))
+    finally:
+        vm.cli("untunnel")
+    kill(*vm.masters())
+    assert vm.status()["tunnels"] == []
+
+
+def _reached(vm: Vm) -> set[int]:
+    """The masters that answer on their sockets."""
+    config = vm.runtime() / "ssh_config"
+    found = set()
+    for alias in ("vmoat", "vmoat-root"):
+        said = subprocess.run(
+            ["ssh", "-F", config, "-O", "check", alias], capture_output=True, text=True
+        ).stderr
+        found.update(int(word) for word in said.replace(")", "=").split("=") if word.isdigit())
+    return found
+
+
+def test_after_a_long_stop_everything_is_back(vm: Vm) -> None:
+    """As after the host slept: QEMU and the network stand still until the master has given up."""
+    assert vm.cli("tunnel", "8080:45873").returncode == 0
+    pids = list(vm.processes().values())
+    tree = [*pids, *(child for pid in pids for child in _children(pid))]
+    for pid in tree:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(38)  # longer than ServerAliveInterval times ServerAliveCountMax
+    for pid in tree:
+        os.kill(pid, signal.SIGCONT)
+    late = time.time() - float(vm.ok("date +%s.%N"))
+    assert abs(late) < 4
+    assert fetch("http://localhost:45873/")
+    assert vm.status()["state"] == "running"
+    vm.cli("untunnel")
+
+
+def _children(pid: int) -> list[int]:
+    direct = [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    return [*direct, *(below for child in direct for below in _children(child))]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed on this machine")
+def test_an_editors_connection(vm: Vm, tmp_path: Path) -> None:
+    """What VS Code does: a shell fed by a pipe, a dynamic forward and a fixed one.
+
+    Both forwards end with it.
+    """
+    config = tmp_path / "config"
+    config.write_text(vm.cli("ssh-config").stdout)
+    argv = ["ssh", "-T", "-F", config, "-D", "45874", "-L", "45875:localhost:8080", vm.name, "bash"]
+    editor = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert editor.stdin is not None
+    assert editor.stdout is not None
+    editor.stdin.write("echo ready $((6 * 7))\n")
+    editor.stdin.flush()
+    assert editor.stdout.readline() == "ready 42\n"
+    page = fetch("http://localhost:45875/")
+    socks = ["--noproxy", "", "--socks5-hostname", "localhost:45874", "http://localhost:8080/"]
+    done = subprocess.run(["curl", "-s", "-m", "20", *socks], capture_output=True, text=True)
+    assert done.stdout == page
+    editor.communicate(timeout=20)
+    with pytest.raises(OSError, match="refused"):
+        fetch("http://localhost:45875/")
+
+
+def test_a_service_listens_and_is_started_again(vm: Vm, service: dict[str, str]) -> None:
+    story = vm.up(env=service)
+    assert "healthy" in story
+    report = json.loads(vm.cli("status", "--json", env=service).stdout)
+    assert report["service"] == {"state": "active", "ports": [8090]}
+    assert vm.cli("up", env=service).stderr.count("up to date") == 1
+    assert vm.root_sh("pkill -9 -f 'perl build/server.p[l]'")[0] == 0
+    wait_until(lambda: "serving" in _after_restart(vm, service), 30)
+    assert vm.ok("curl -s localhost:8090") == "served"
+    assert "tail" not in vm.cli("logs", "stack", env=service).stderr
+
+
+def _after_restart(vm: Vm, service: dict[str, str]) -> str:
+    log = vm.cli("logs", "stack", env=service).stdout
+    return log.partition("is started again (1 of 3)")[2]
+
+
+def test_a_service_that_keeps_failing_is_told_with_its_last_lines(
+    vm: Vm, service: dict[str, str]
+) -> None:
+    broken = {**service, "VMOAT_UP_COMMAND": "echo the port is gone; exit 4"}
+    done = vm.cli("up", env=broken)
+    assert done.returncode == 1, told(done)
+    assert "ended with exit code 4" in done.stderr
+    assert "the port is gone" in done.stderr.rpartition("ERROR")[2]
+    report = json.loads(vm.cli("status", "--json", env=broken).stdout)
+    assert (report["service"]["state"], report["healthy"]) == ("exited 4", False)
