@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmoat import clock, stages
+from vmoat import clock, localfolders, stages
 
 MARK = "\x1e"
 """Starts each section of the answer; JSON never holds it unescaped."""
@@ -34,6 +34,9 @@ class Probe:
     health_url: str = ""
     sockets: bool = False
     space: bool = False
+    worktree: str = ""
+    local: tuple[str, ...] = ()
+    """Folders of the worktree that may lie on the VM's own disk."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Facts:
     health_code: int | None = None
     """HTTP status, 0 where nothing answered, None where it was not asked"""
     listening: frozenset[int] = frozenset()
+    local: frozenset[str] = frozenset()
+    """Those of the folders asked for that lie on the VM's own disk now."""
     space: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """mount → (bytes in all, bytes free); ``memory`` is the guest's memory"""
 
@@ -133,6 +138,8 @@ def script(probe: Probe, now: float) -> str:
     parts = [clock.step(now) + "\n", IDS]
     if probe.units:
         parts.append(UNIT + "".join(_unit(name) for name in probe.units))
+    if probe.local:
+        parts.append("mark local\n" + localfolders.asking(probe.worktree, probe.local))
     if probe.health_url:
         parts.append(_curl(probe.health_url))
     if probe.sockets:
@@ -166,6 +173,7 @@ def parse(text: str) -> Facts:
         },
         health_code=int(code) if (code := found.get("health", "")).isdigit() else None,
         listening=frozenset(_listening(found.get("sockets", ""))),
+        local=frozenset(found.get("local", "").splitlines()),
         space={**_memory(found.get("memory", "")), **_df(found.get("df", ""))},
     )
 

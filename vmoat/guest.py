@@ -40,7 +40,8 @@ class File:
 
 
 class Guest:
-    """A running VM.  ``folder`` holds sockets and the ssh config (``paths.runtime_dir``)."""
+    """A running VM.  ``folder`` holds sockets and the ssh config (``paths.runtime_dir``);
+    ``before`` and ``behind`` are shell that stands around each command of the user's."""
 
     def __init__(
         self,
@@ -50,11 +51,15 @@ class Guest:
         env: Mapping[str, str],
         *,
         forward_agent: bool = False,
+        before: str = "",
+        behind: str = "",
     ) -> None:
         self.connection = ssh.Connection(endpoint, folder, forward_agent=forward_agent)
         self.endpoint = endpoint
         self.worktree = worktree
         self.env = dict(env)
+        self.before = before
+        self.behind = behind
         self.forward = self.connection.forward
         self.cancel = self.connection.cancel
         self.forwards = self.connection.forwards

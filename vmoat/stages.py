@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
-from vmoat import clock, proc
+from vmoat import clock, localfolders, proc
 from vmoat.errors import Code, VmoatError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ while IFS=: read -r name _ _ gid _ HOME _; do [ "$name" = {user} ] && break; don
 export HOME USER={user} LOGNAME={user} SHELL=/bin/bash {exports}
 {become}bash -lc {inner} bash {cwd} {command}
 rc=$?
+[ ! -d {store} ] || sync -f {store}
 echo {attempt} $rc >$d/rc.new && sync $d/rc.new && mv $d/rc.new $d/rc && sync $d
 exit 0
 """
@@ -167,6 +168,7 @@ def run_script(job: Job) -> str:
     return RUN.format(
         folder=folder(job.name),
         log=log_path(job.name),
+        store=localfolders.STORE,
         attempt=job.attempt,
         systemd=SYSTEMD_NAMES,
         user=job.user,

@@ -62,11 +62,14 @@ class VmSpec:
     git_writable: bool = False
     extra_args: tuple[str, ...] = ()
     mirror: str = ""
+    local: tuple[str, ...] = ()
+    """Folders of the worktree that lie on the VM's data disk; also changed while it runs."""
 
     def digest(self) -> str:
         """What a running VM must have been started with to count as this one."""
         facts = asdict(self)
         facts.pop("mirror")
+        facts.pop("local")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
