@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vmoat import space, stages
+from vmoat.companion import process as companion
 from vmoat.context import Context, guest_environment
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Container, Facts
@@ -36,6 +37,7 @@ MOST_CHANGED = 1000
 UP = ("initializing", "starting", "running", "degraded", "maintenance")
 """systemctl(1), is-system-running: the states of a system that is not on its way down."""
 
+WATCH_LIMIT = 60.0
 DOCKER_LIMIT = 180.0
 REBOOT_LIMIT = 240.0
 """Seconds for dockerd to start, and for a guest that reboots to be gone."""
@@ -72,6 +74,7 @@ def work(ctx: Context) -> Values:
     ctx.notice(command.told())
     space.require(ctx)
     start_docker(ctx)
+    _await_watch(ctx)
     last = ctx.store.values("stack")
     key = {"boot": boot_now(ctx)}
     before = as_it_began(ctx, command, key)
@@ -90,6 +93,15 @@ def work(ctx: Context) -> Values:
         "lasting": [c.id for c in mine if c.ports or c.health],
         **record,
     }
+
+
+def _await_watch(ctx: Context) -> None:
+    """What the stack starts may watch files: a watch set before the guest knows them sleeps."""
+    if ctx.settings.watch_enabled and not companion.ready(ctx, WATCH_LIMIT):
+        ctx.notice(
+            "the VM cannot be told yet of files that change: a dev server that starts now may "
+            "not wake when one is saved (`vmoat status` says more)"
+        )
 
 
 def _made(facts: Facts, foreign: Collection[str], ctx: Context) -> list[Container]:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from vmoat import localfolders
+from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
 from vmoat.errors import VmoatError
@@ -68,6 +69,7 @@ def work(ctx: Context) -> Values:
     ctx.driver.start(ctx.spec, ctx.notice)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
+    companion.ensure(ctx)
     status = ctx.status
     # Its disk is what the VM has made: what was installed there outlives a boot.
     return {

@@ -80,17 +80,19 @@ def run(
     code: int = Code.STAGE,
     hint: str = "",
     pass_fds: Sequence[int] = (),
+    quiet: bool = False,
 ) -> Result:
     """Run a program to its end and return what it printed.
 
-    ``env`` is added to this process's own; ``timeout`` is in seconds.  Raises VmoatError with
+    ``env`` is added to this process's own; ``timeout`` is in seconds; a ``quiet`` call is not
+    shown, whatever the user asked for.  Raises VmoatError with
     MISSING where the program is not installed, TIMEOUT when it takes too long, and ``code`` with
     its last lines when it fails and ``check`` is set.
     """
     from plumbum import local
 
     words = _resolve(argv)
-    if _echo:
+    if _echo and not quiet:
         _echo(paste(argv, cwd))
     data = input.encode() if isinstance(input, str) else input
     started = local[words[0]][words[1:]].popen(

@@ -37,7 +37,7 @@ mask systemd-remount-fs.service systemd-random-seed.service systemd-sysusers.ser
   e2scrub_reap.service e2scrub_all.timer apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer logrotate.timer man-db.timer \
   dev-mqueue.mount
 systemctl set-default multi-user.target
-systemctl enable ssh.service docker.service docker.socket containerd.service vmoat-modules.service
+systemctl enable ssh.service docker.service docker.socket containerd.service vmoat-modules.service vmoat-watch.service
 # dbus by its socket, when somebody asks
 rm -f /usr/lib/systemd/system/multi-user.target.wants/dbus.service
 update-alternatives --set iptables /usr/sbin/iptables-nft >/dev/null 2>&1 || true

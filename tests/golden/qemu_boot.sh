@@ -3,6 +3,9 @@
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 . /etc/vmoat/env
 mkdir -p /run/vmoat /var/lib/vmoat
+# in memory, and this user's alone: the host's socket for docker logins (vmoat/credentials.py), and
+# what `docker login` stores in here
+install -d -m 0700 -o "$VMOAT_UID" -g "$VMOAT_GID" /run/vmoat/user
 failed=
 say() { echo "vmoat-boot: $*" >/dev/kmsg; }
 there() { mountpoint -q "$1"; }
@@ -44,7 +47,7 @@ check() { # a virtiofsd that no guest has tried yet
 modprobe -a -b -q 9pnet_virtio 9p overlay
 share 9p git trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,nodev /run/vmoat/git
 share 9p share0 trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,nodev /srv/data
-share 9p worktree trans=virtio,version=9p2000.L,msize=512000,cache=mmap,rw,nosuid,nodev '/srv/it'"'"'s $HOME/wt'
+share 9p worktree trans=virtio,version=9p2000.L,msize=512000,cache=mmap,directio,rw,nosuid,nodev '/srv/it'"'"'s $HOME/wt'
 view '/srv/it'"'"'s $HOME/.git'
 borrowed /run/vmoat/git/alternate0 /srv/mirror/objects
 [ ! -s /etc/vmoat/local.sh ] || sh /etc/vmoat/local.sh >/dev/kmsg 2>&1
@@ -71,13 +74,28 @@ if [ -s /etc/vmoat/extra.crt ] && ! cmp -s /etc/vmoat/extra.crt /var/lib/vmoat/e
   cat /var/lib/vmoat/stock.crt /etc/vmoat/extra.crt >$bundle.new && mv $bundle.new $bundle
   cp /etc/vmoat/extra.crt /var/lib/vmoat/extra.crt
 fi
-if [ -s /etc/vmoat/docker.json ]; then
-  for home in /root "${VMOAT_HOME:-/home/$VMOAT_USER}"; do
-    [ -d "$home" ] && [ ! -e "$home/.docker/config.json" ] || continue
-    mkdir -p "$home/.docker" && cp /etc/vmoat/docker.json "$home/.docker/config.json"
-    [ "$home" = /root ] || chown -R "$VMOAT_UID:$VMOAT_GID" "$home/.docker"
-  done
-fi
+docker_config() { # home: docker's settings, merged into what the user has
+  [ -d "$1" ] || return
+  file=$1/.docker/config.json own=
+  if [ -e "$file" ]; then
+    while IFS= read -r line || [ -n "$line" ]; do own=$own$line; done <"$file"
+    # with a store, helper or login of its own it stays as it is: it would lose these
+    case $own in
+      *'"credsStore"'* | *'"credHelpers"'* | *'"auth"'* | *'"identitytoken"'*) return ;;
+    esac
+    /usr/bin/perl -MJSON::PP -0777 -e '
+      my ($own, $ours) = map { open my $in, "<", $_ or die; decode_json(<$in> || "{}") } @ARGV;
+      open my $out, ">", "$ARGV[0].vmoat" or die;
+      print $out JSON::PP->new->utf8->pretty->canonical->encode({ %$ours, %$own });
+      close $out or die;
+      rename "$ARGV[0].vmoat", $ARGV[0] or die
+    ' "$file" /etc/vmoat/docker.json 2>/dev/null || return
+  else
+    mkdir -p -m 0700 "$1/.docker" && cp /etc/vmoat/docker.json "$file" || return
+  fi
+  [ "$1" = /root ] || chown "$VMOAT_UID:$VMOAT_GID" "$1/.docker" "$file"
+}
+for home in /root "${VMOAT_HOME:-/home/$VMOAT_USER}"; do docker_config "$home"; done
 [ -z "$failed" ] || { echo failed >/run/vmoat/mounts-failed; }
 echo "$boot" >/run/vmoat/boot
 say "ready"

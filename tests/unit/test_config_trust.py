@@ -23,6 +23,8 @@ WIDE = {
     "network.open": "true",
     "qemu.args": '["-nic", "user"]',
     "ssh.forward_agent": "true",
+    "credentials.docker": "true",
+    "credentials.registries": '["ghcr.io"]',
     "image.mirror": '"http://evil.example/debian"',
 }
 

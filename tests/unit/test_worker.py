@@ -307,10 +307,11 @@ def test_a_migration_that_ends_well_is_no_reason_to_run_the_stack_again(world: W
 def test_what_is_asked_for_while_a_run_works_is_done_after_it(world: World) -> None:
     """`up --detach` during `provision`: nobody stays who could ask again."""
     world.context()
-    world.set("slow", "0.5")
+    world.set("slow", "5")  # a busy machine takes seconds to start a command
     pid = world.fork_worker("apt")
     while "apt" not in world.ran():
         time.sleep(0.02)
+    world.set("slow", "0")
     world.vmoat("up", "--detach")
     assert world.join(pid) == 0
     assert once(world)["stack"] == 1

@@ -35,3 +35,11 @@ def start(args: argparse.Namespace) -> Path:
             "the current folder is gone", hint="cd to another, or name one with -C PATH",
             code=Code.USAGE,
         ) from error  # fmt: skip
+
+
+def attend(ctx: Context) -> None:
+    """See that a VM that runs has its companion: it may have been killed."""
+    if ctx.status.state == "running":
+        from vmoat.companion import process
+
+        process.ensure(ctx)

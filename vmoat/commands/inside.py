@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 
-from vmoat.commands import context
+from vmoat.commands import attend, context
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.output import Output
@@ -82,6 +82,7 @@ def _running(args: argparse.Namespace) -> Context:
             hint="`vmoat up` starts it",
             code=Code.VM,
         )
+    attend(ctx)
     ctx.refresh_guest()
     return ctx
 

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 
 from vmoat import drivers, graph, instance, paths, tunnels, view, watch
-from vmoat.commands import context
+from vmoat.commands import attend, context
+from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.lifecycle import stack_command, stop_stack
@@ -67,6 +68,7 @@ def bring_up(
         if log is None:
             steps = graph.plan(ctx, targets)
             if graph.nothing_to_do(steps):
+                attend(ctx)
                 _up_to_date(ctx, out, as_json=as_json)
                 return int(Code.OK)
             # Where nothing is to be done, nothing can be missing: a no-op `up` does not look.
@@ -249,6 +251,7 @@ def shut_down(ctx: Context, out: Output) -> None:
         out.warn(f"the stack did not stop by itself: {error.message}")
         for line in error.details:
             out.say(f"  {printable(line)}")
+    companion.end(ctx.instance.vm_id)  # it would connect again
     with contextlib.suppress(VmoatError):
         ctx.guest.close()
     ctx.driver.stop(ctx.instance.name)
@@ -266,6 +269,7 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
     _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), _volumes(ctx))
     cancel_run(ctx.instance.folder)
     lock = require_lock(ctx.instance.folder, "`destroy`", wait=CANCEL_LIMIT)
+    companion.end(ctx.instance.vm_id)
     try:
         with contextlib.suppress(VmoatError):
             ctx.guest.close()
@@ -297,6 +301,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
 
 
 def _remove(driver: str, mine: instance.Instance) -> None:
+    companion.end(mine.vm_id)
     drivers.load(driver).delete(mine.name)
     instance.release(mine)
 

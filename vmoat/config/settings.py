@@ -84,7 +84,10 @@ class Settings:
     git_writable: bool
     network_open: bool
     qemu_args: tuple[str, ...]
+    watch_enabled: bool
     ssh_forward_agent: bool
+    credentials_docker: bool
+    credentials_registries: tuple[str, ...]
     image_mirror: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]

@@ -11,11 +11,11 @@ from typing import Literal
 
 Kind = Literal[
     "str", "bool", "int", "url", "path", "choice", "name", "apt", "seeds", "globs", "ports",
-    "shares", "args", "folders",
+    "shares", "args", "folders", "registries",
 ]  # fmt: skip
 
 LISTS: frozenset[str] = frozenset(
-    {"apt", "seeds", "globs", "ports", "shares", "args", "folders"}
+    {"apt", "seeds", "globs", "ports", "shares", "args", "folders", "registries"}
 )
 """The kinds whose value is a tuple."""
 
@@ -33,6 +33,7 @@ class Setting:
 
     ``key`` is the dotted TOML key, ``shell`` the name in a vmoat.conf (None: TOML only), ``unit``
     and the limits belong to integers, ``example`` is a value that works, for errors and docs.
+    ``closed`` is the value that opens nothing, where that is not the default.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Setting:
     maximum: int = 0
     unit: str = ""
     example: object = None
+    closed: object = None
 
     @property
     def field(self) -> str:
@@ -62,8 +64,8 @@ class Setting:
         return self.kind in LISTS
 
     def widened_by(self, value: object) -> bool:
-        """Whether this value opens a wall: every default is the closed state."""
-        return self.widens and value != self.default
+        """Whether this value opens a wall: without ``closed``, the default is the closed state."""
+        return self.widens and value != (self.default if self.closed is None else self.closed)
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -312,11 +314,37 @@ SETTINGS: tuple[Setting, ...] = (
         example=("-device", "virtio-rng-pci"),
     ),
     Setting(
+        "watch.enabled",
+        "bool",
+        True,
+        "Tell programs in the VM (inotify) what the host changes in the worktree, so that a saved "
+        "file wakes vite, nodemon, `uvicorn --reload` and the like. What git ignores is left out.",
+    ),
+    Setting(
         "ssh.forward_agent",
         "bool",
         False,
         "Forward the ssh agent into the VM: all that runs there may use its keys.",
         widens=True,
+    ),
+    Setting(
+        "credentials.docker",
+        "bool",
+        True,
+        "The host's docker logins serve pulls and builds in the VM: all that runs there can ask "
+        "for each of them.",
+        widens=True,
+        closed=False,
+    ),
+    Setting(
+        "credentials.registries",
+        "registries",
+        ("*",),
+        "The registries whose logins are served. `*` stands for any text; `docker.io` is Docker "
+        "Hub.",
+        widens=True,
+        closed=(),
+        example=("ghcr.io", "*.example.com"),
     ),
     Setting(
         "image.mirror",
@@ -347,7 +375,9 @@ SECTIONS: dict[str, str] = {
     "git": "The repository",
     "network": "The network",
     "qemu": "QEMU",
+    "watch": "Edits on the host",
     "ssh": "ssh",
+    "credentials": "Logins of the host",
     "image": "The guest image",
 }
 """First part of a key -> its heading."""

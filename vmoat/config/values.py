@@ -19,6 +19,7 @@ NAME_MAX = 32
 
 # Characters that no apt package selection (name:arch=version/release) holds; above all no
 # whitespace and no shell.  Debian policy 5.6.1 is stricter, but apt itself takes more.
+_REGISTRY = re.compile(r"[A-Za-z0-9.*_-]+(:[0-9*]+)?")
 _APT = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.:~=/_-]*")
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")  # Compose specification, top-level `name`
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
@@ -297,6 +298,13 @@ def _arg_item(item: object, home: str) -> str:
     return checked_text(item)
 
 
+def _registry_item(item: object, home: str) -> str:
+    text = checked_text(item)
+    if not _REGISTRY.fullmatch(text):
+        raise Bad(f"must hold registries (HOST or HOST:PORT; * for any text), not {show(text)}")
+    return text
+
+
 _ITEMS: Mapping[str, Callable[[object, str], object]] = {
     "apt": _apt_item,
     "ports": _port_item,
@@ -305,6 +313,7 @@ _ITEMS: Mapping[str, Callable[[object, str], object]] = {
     "shares": _share_item,
     "args": _arg_item,
     "folders": _folder_item,
+    "registries": _registry_item,
 }
 
 

@@ -85,11 +85,11 @@ class Identity:
 
 def mount_options(export: Export) -> str:
     """9p options.  ``mmap`` lets programs map files shared and writable, which they cannot without
-    any cache; else nothing is cached, so a host's edit is seen at once.  But for one (tried): an
-    edit in place that keeps the size of a file which the guest holds open.
+    any cache; ``directio`` has all other reading and writing go to the host, so that an edit there
+    is seen at once, also in a file that the guest holds open (tried: without it, not).
     """
     mode = "rw" if export.writable else "ro"
-    cache = "mmap" if export.writable else "none"
+    cache = "mmap,directio" if export.writable else "none"
     return f"trans=virtio,version=9p2000.L,msize={MSIZE},cache={cache},{mode},nosuid,nodev"
 
 
@@ -123,6 +123,9 @@ BOOT = """\
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 . /etc/vmoat/env
 mkdir -p /run/vmoat /var/lib/vmoat
+# in memory, and this user's alone: the host's socket for docker logins (vmoat/credentials.py), and
+# what `docker login` stores in here
+install -d -m 0700 -o "$VMOAT_UID" -g "$VMOAT_GID" /run/vmoat/user
 failed=
 say() { echo "vmoat-boot: $*" >/dev/kmsg; }
 there() { mountpoint -q "$1"; }
@@ -189,13 +192,28 @@ if [ -s /etc/vmoat/extra.crt ] && ! cmp -s /etc/vmoat/extra.crt /var/lib/vmoat/e
   cat /var/lib/vmoat/stock.crt /etc/vmoat/extra.crt >$bundle.new && mv $bundle.new $bundle
   cp /etc/vmoat/extra.crt /var/lib/vmoat/extra.crt
 fi
-if [ -s /etc/vmoat/docker.json ]; then
-  for home in /root "${VMOAT_HOME:-/home/$VMOAT_USER}"; do
-    [ -d "$home" ] && [ ! -e "$home/.docker/config.json" ] || continue
-    mkdir -p "$home/.docker" && cp /etc/vmoat/docker.json "$home/.docker/config.json"
-    [ "$home" = /root ] || chown -R "$VMOAT_UID:$VMOAT_GID" "$home/.docker"
-  done
-fi
+docker_config() { # home: docker's settings, merged into what the user has
+  [ -d "$1" ] || return
+  file=$1/.docker/config.json own=
+  if [ -e "$file" ]; then
+    while IFS= read -r line || [ -n "$line" ]; do own=$own$line; done <"$file"
+    # with a store, helper or login of its own it stays as it is: it would lose these
+    case $own in
+      *'"credsStore"'* | *'"credHelpers"'* | *'"auth"'* | *'"identitytoken"'*) return ;;
+    esac
+    /usr/bin/perl -MJSON::PP -0777 -e '
+      my ($own, $ours) = map { open my $in, "<", $_ or die; decode_json(<$in> || "{}") } @ARGV;
+      open my $out, ">", "$ARGV[0].vmoat" or die;
+      print $out JSON::PP->new->utf8->pretty->canonical->encode({ %$ours, %$own });
+      close $out or die;
+      rename "$ARGV[0].vmoat", $ARGV[0] or die
+    ' "$file" /etc/vmoat/docker.json 2>/dev/null || return
+  else
+    mkdir -p -m 0700 "$1/.docker" && cp /etc/vmoat/docker.json "$file" || return
+  fi
+  [ "$1" = /root ] || chown "$VMOAT_UID:$VMOAT_GID" "$1/.docker" "$file"
+}
+for home in /root "${VMOAT_HOME:-/home/$VMOAT_USER}"; do docker_config "$home"; done
 [ -z "$failed" ] || { echo failed >/run/vmoat/mounts-failed; }
 echo "$boot" >/run/vmoat/boot
 say "ready"
@@ -223,7 +241,7 @@ def _env(identity: Identity, grow: bool) -> str:
 
 
 def _proxy_files(proxies: Mapping[str, str]) -> dict[str, str]:
-    """For shells, apt, dockerd, and what docker builds and runs."""
+    """For shells, apt and dockerd (what docker builds and runs: ``_docker_config``)."""
     if not proxies:
         return {}
     pairs = [(name, value) for low, value in proxies.items() for name in (low, low.upper())]
@@ -237,16 +255,30 @@ def _proxy_files(proxies: Mapping[str, str]) -> dict[str, str]:
         for kind in ("http", "https")
         if proxies.get(f"{kind}_proxy")
     )
-    import json
-
-    names = {"http_proxy": "httpProxy", "https_proxy": "httpsProxy", "no_proxy": "noProxy"}
-    docker = {names[key]: value for key, value in proxies.items() if key in names}
     return {
         "etc/profile.d/vmoat-proxy.sh": exports,
         "etc/apt/apt.conf.d/95vmoat-proxy": apt,
         "etc/systemd/system/docker.service.d/vmoat-proxy.conf": f"[Service]\n{units}",
-        "etc/vmoat/docker.json": json.dumps({"proxies": {"default": docker}}, indent=1) + "\n",
     }
+
+
+def _docker_config(proxies: Mapping[str, str]) -> str:
+    """docker's config for the guest's users: logins, and proxies for what it builds and runs."""
+    import json
+
+    names = {"http_proxy": "httpProxy", "https_proxy": "httpsProxy", "no_proxy": "noProxy"}
+    docker = {names[key]: value for key, value in proxies.items() if key in names}
+    config: dict[str, object] = {"credsStore": "vmoat"}
+    if docker:
+        config["proxies"] = {"default": docker}
+    return json.dumps(config, indent=1) + "\n"
+
+
+def _credential_helper() -> str:
+    """docker's credential helper; not part of the image, so that a VM on an older one has it."""
+    from importlib.resources import files
+
+    return files("vmoat.templates").joinpath("docker-credential-vmoat").read_text()
 
 
 def _gitconfig(identity: Identity) -> str:
@@ -285,6 +317,10 @@ def guest_files(
         "etc/vmoat/authorized_keys": (0o644, identity.authorized_key.strip() + "\n"),
         "etc/ssh/ssh_host_ed25519_key": (0o600, identity.host_key),
         "etc/ssh/sshd_config.d/vmoat-env.conf": (0o644, "SetEnv GIT_OPTIONAL_LOCKS=0\n"),
+        # a forward that is made anew finds the socket of the one before it
+        "etc/ssh/sshd_config.d/vmoat-forward.conf": (0o644, "StreamLocalBindUnlink yes\n"),
+        "usr/local/bin/docker-credential-vmoat": (0o755, _credential_helper()),
+        "etc/vmoat/docker.json": (0o644, _docker_config(proxies or {})),
         "etc/gitconfig": (0o644, _gitconfig(identity)),
         "etc/profile.d/vmoat.sh": (0o644, "export GIT_OPTIONAL_LOCKS=0\n"),
         "etc/systemd/system/vmoat-boot.service": (0o644, UNIT),

@@ -1,0 +1,191 @@
+"""``python -m vmoat.companion WORKTREE``: see the package."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vmoat import paths
+from vmoat.companion import feed, process
+from vmoat.companion.tree import Tree
+from vmoat.companion.watching import Batch, Journal, Watching, wait_until
+from vmoat.context import Context, load
+from vmoat.errors import VmoatError
+
+BEAT = 1.0
+"""Seconds between two looks whether everything is connected."""
+LOOK = 5.0
+"""Seconds between two looks whether the VM is there."""
+CONNECT_LIMIT = 60.0
+SETTLE_LIMIT = 2.0
+
+
+class Companion:
+    """All that goes on beside one VM."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self.wish = process.services(ctx)
+        self.boot = ctx.status.boot
+        self.stop = threading.Event()
+        self.failure = ""
+        self._master = 0
+        self.watch: Watch | None = None
+        if self.wish.get("watch"):
+            self.watch = Watch(ctx)
+
+    def run(self) -> None:
+        """Until the VM is gone, or somebody says ``quit``."""
+        looked = time.monotonic()
+        while not self.stop.wait(BEAT if self.failure or not self.settled() else 2 * BEAT):
+            if time.monotonic() - looked > LOOK:
+                looked = time.monotonic()
+                if not self._vm_is_there():
+                    return
+            with contextlib.suppress(VmoatError, OSError):
+                self._connect()
+
+    def _vm_is_there(self) -> bool:
+        status = self.ctx.driver.status(self.ctx.instance.name)
+        # A VM that is paused or slow is still there; another boot has its own companion.
+        return status.state in ("running", "paused", "starting") and status.boot == self.boot
+
+    def _connect(self) -> None:
+        self.ctx.guest.connect(CONNECT_LIMIT)
+        if self.watch:
+            self.watch.connect()
+
+    def settled(self) -> bool:
+        return self.watch is None or self.watch.feed.listed.is_set()
+
+    def answer(self, word: str) -> str:
+        """See ``process``."""
+        if word == "hello":
+            return process.identity(self.wish, self.boot)
+        if word == "ready":
+            wait_until(lambda: self.settled() or self.stop.is_set(), 120)
+            return "yes" if self.settled() else "no"
+        if word == "state":
+            return json.dumps(self.state())
+        if word == "quit":
+            self.stop.set()
+            return "bye"
+        return "?"
+
+    def state(self) -> dict[str, Any]:
+        """What a person may want to know."""
+        return {"pid": os.getpid(), "watch": self.watch.state() if self.watch else {}}
+
+
+class Watch:
+    """The watch on the worktree, and its way to the guest."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self.journal = Journal()
+        self.feed = feed.Feed(self._question)
+        runtime = paths.runtime_dir(ctx.instance.vm_id)
+        tree = Tree(ctx.worktree)
+        self._top = tree.top
+        self.watching = Watching(tree, runtime / "seen", self._on_batch)
+        threading.Thread(target=self.watching.run, daemon=True).start()
+
+    def _on_batch(self, batch: Batch) -> None:
+        self.journal.add(batch)
+        self.feed.tell(batch)
+
+    def _question(self, token: str) -> tuple[str, list[str] | None]:
+        if not self.watching.settle(SETTLE_LIMIT):
+            return self.journal.token(), None
+        return self.journal.token(), self.journal.since(token)
+
+    def connect(self) -> None:
+        """Connect to the guest's helper unless that is done; raises VM where there is no master."""
+        if self.feed.connected or self.watching.failure or not self.watching.begun.is_set():
+            return
+        path = self._ctx.guest.connection.channel("watch", feed.GUEST_SOCKET)
+        self.feed.connect(path, self._top, self.watching.snapshot())
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "connected": self.feed.listed.is_set(),
+            "folders": len(self.watching.listing.folders),
+            "files": len(self.watching.listing.files),
+            "failure": self.watching.failure,
+        }
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    timeout = 10
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            word = self.rfile.readline(1000).decode(errors="replace").strip()
+            answer = self.server.companion.answer(word)  # type: ignore[attr-defined]
+            self.wfile.write(answer.encode() + b"\n")
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, path: Path, companion: Companion) -> None:
+        self.companion = companion
+        path.unlink(missing_ok=True)
+        super().__init__(os.fspath(path), _Handler)
+        path.chmod(0o600)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no news."""
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[bool]:
+    """Whether this process is the VM's companion."""
+    with open(folder / "companion.lock", "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def main(argv: list[str]) -> int:
+    """Be the companion of the worktree's VM; quiet where there is one already."""
+    ctx = load(Path(argv[0]), claim=False, tolerant=True)
+    if ctx.status.state not in ("running", "starting", "paused"):
+        return 0
+    with _only_one(ctx.instance.folder) as mine:
+        if not mine:
+            return 0
+        companion = Companion(ctx)
+        signal.signal(signal.SIGTERM, lambda *_: companion.stop.set())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        server = _Server(process.socket_of(ctx.instance.vm_id), companion)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            companion.run()
+        finally:
+            if companion.watch:
+                companion.watch.watching.stop()
+                companion.watch.feed.close()
+            server.shutdown()
+            server.server_close()
+            process.socket_of(ctx.instance.vm_id).unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
