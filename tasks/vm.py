@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from vmoat import localfolders
 from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
@@ -42,6 +43,8 @@ def check(ctx: Context, values: Values) -> str:
 
 
 def work(ctx: Context) -> Values:
+    # Before anything is started: the boot lays these over the worktree.
+    localfolders.require(ctx.worktree, ctx.settings.mounts_local)
     values = ctx.store.values("vm")
     status = ctx.status
     running = status.state in ("running", "paused", "starting", "broken")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,21 @@ SLOW = {
 }
 
 
+def installing(vm: Vm) -> list[Row]:
+    """2,000 small files unpacked, read and removed: a local folder beside its yardsticks."""
+    vm.env["VMOAT_MOUNTS_LOCAL"] = "node_modules"
+    command(vm, "up", "local")()
+    script = (Path(__file__).parent / "integration" / "install.sh").read_text()
+    line = f"mkdir -p out; bash -c {shlex.quote(script)} bash 200 {{}}"
+    own, local = map(int, vm.ok(line.format("5 /var/tmp node_modules"), timeout=1200).split())
+    share = int(vm.ok(line.format("1 out"), timeout=1200))
+    beside = f"the guest's own disk: {own / 1000:.3f}"
+    return [
+        Row("2,000 files: local folder", local / 1000, 5, f"<= {1.2 * own / 1000:.3f}", beside),
+        Row("2,000 files: the share", share / 1000, 1, "", beside),
+    ]
+
+
 def measure(lab: Lab, runs: int, rounds: int) -> list[Row]:
     """Every figure; each round makes two VMs anew."""
     files = {**FILES, "vmoat.toml": FILES["vmoat.toml"].replace('apt = ["tree"]', PACKAGES)}
@@ -106,7 +122,7 @@ def measure(lab: Lab, runs: int, rounds: int) -> list[Row]:
         for name, (which, *words) in zip(SLOW, steps, strict=True):
             times[name].append(timed(command(which, *words), 1))
         if number == 0:
-            rows = quick(vm, runs)
+            rows = [*quick(vm, runs), *installing(vm)]
         times["destroy"].append(timed(command(vm, "destroy", "-f"), 1))
     slow = [
         Row(name, statistics.median(each), len(each), SLOW[name]) for name, each in times.items()

@@ -6,6 +6,7 @@ fetched when it is first asked for, and kept until a stage has run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections.abc import Callable, Mapping
@@ -68,7 +69,15 @@ class Context:
         return make_spec(self.settings, self.worktree, self.instance, survey=False)
 
     def refresh_guest(self) -> None:
-        """Show the guest what git did on the host since; before a command goes there."""
+        """Show the guest what git did on the host since, and give back to it the folders that
+        local ones are laid over, where the host removed them; before a command goes there.
+        """
+        from vmoat import localfolders
+
+        for name in self.local:
+            if not localfolders.there(self.worktree.path, name):
+                with contextlib.suppress(VmoatError, OSError):  # `up` will say why not
+                    localfolders.make(self.worktree.path, name)
         line = self.driver.refresh(self.outline)
         if line:
             self.guest.run(line, root=True, check=False, timeout=30)
@@ -101,6 +110,12 @@ class Context:
             return ask(self, space=self.wants_space)
         except VmoatError:
             return None
+
+    @property
+    def local(self) -> list[str]:
+        """The local folders that are asked for and that a run has laid."""
+        laid = self.store.values("local").get("folders", ())
+        return [name for name in self.settings.mounts_local if name in laid]
 
     def forget_facts(self) -> None:
         """Ask again: a stage has run."""
@@ -217,6 +232,7 @@ def make_spec(
         extra_args=tuple(settings.qemu_args),
         mirror=settings.image_mirror,
         image_cache=settings.cache_enabled,
+        local=settings.mounts_local,
     )
 
 
@@ -254,6 +270,7 @@ def compose_project(repository: str) -> str:
 
 def open_guest(ctx: Context) -> Guest:
     """The guest of a VM that runs; raises VM where it was never started."""
+    from vmoat import localfolders
     from vmoat.forwards import RECORD
     from vmoat.guest import Guest
 
@@ -264,4 +281,6 @@ def open_guest(ctx: Context) -> Guest:
         guest_environment(ctx),
         forward_agent=ctx.settings.ssh_forward_agent,
         record=ctx.instance.folder / RECORD,
+        before=localfolders.mending(str(ctx.worktree.path), ctx.local),
+        behind=localfolders.keeping(ctx.local),
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmoat import clock, stages
+from vmoat import clock, localfolders, stages
 
 MARK = "\x1e"
 """Starts each section of the answer; JSON never holds it unescaped."""
@@ -34,6 +34,9 @@ class Probe:
     health_url: str = ""
     sockets: bool = False
     space: bool = False
+    worktree: str = ""
+    local: tuple[str, ...] = ()
+    """Folders of the worktree that may lie on the VM's own disk."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Facts:
     """Those that the processes of the units which were asked for listen on."""
     running_for: Mapping[str, int] = field(default_factory=dict)
     """unit → seconds since its command was last started, of an active one"""
+    local: frozenset[str] = frozenset()
+    """Those of the folders asked for that lie on the VM's own disk now."""
     space: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """mount → (bytes in all, bytes free); ``memory`` is the guest's memory"""
 
@@ -149,6 +154,8 @@ def script(probe: Probe, now: float) -> str:
     parts = [clock.step(now) + "\n", IDS]
     if probe.units:
         parts.append(UNIT + "".join(_unit(name) for name in probe.units))
+    if probe.local:
+        parts.append("mark local\n" + localfolders.asking(probe.worktree, probe.local))
     if probe.health_url:
         parts.append(_curl(probe.health_url))
     if probe.sockets:
@@ -185,6 +192,7 @@ def parse(text: str) -> Facts:
         listening=frozenset(sockets.values()),
         owned=frozenset(port for inode, port in sockets.items() if inode in held),
         running_for={w[1]: int(w[2]) for w in units if len(w) > 2 and w[2].isdigit()},
+        local=frozenset(found.get("local", "").splitlines()),
         space={**_memory(found.get("memory", "")), **_df(found.get("df", ""))},
     )
 

@@ -29,7 +29,7 @@ from vmoat.state import RunLog, StageStore, require_lock
 if TYPE_CHECKING:
     from doit.task import Task
 
-BUILT_IN = ("image", "vm", "apt", "script", "seed", "stack", "health", "tunnel", "test")
+BUILT_IN = ("image", "vm", "local", "apt", "script", "seed", "stack", "health", "tunnel", "test")
 DEFAULT_TARGET = "health"
 
 

@@ -40,7 +40,8 @@ class File:
 
 
 class Guest:
-    """A running VM.  ``folder`` holds sockets and the ssh config (``paths.runtime_dir``)."""
+    """A running VM.  ``folder`` holds sockets and the ssh config (``paths.runtime_dir``);
+    ``before`` and ``behind`` are shell that stands around each command of the user's."""
 
     def __init__(
         self,
@@ -51,6 +52,8 @@ class Guest:
         *,
         forward_agent: bool = False,
         record: Path | None = None,
+        before: str = "",
+        behind: str = "",
     ) -> None:
         """``record``: the file of the forwards that were asked for (``vmoat.forwards``)."""
         self.connection = ssh.Connection(
@@ -59,6 +62,8 @@ class Guest:
         self.endpoint = endpoint
         self.worktree = worktree
         self.env = dict(env)
+        self.before = before
+        self.behind = behind
         self.forward = self.connection.ports.open
         self.cancel = self.connection.ports.cancel
         self.forwards = self.connection.ports.alive

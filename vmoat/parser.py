@@ -104,6 +104,15 @@ COMMANDS = (
             function="execute"),
     Command("ssh", "inside", "a shell inside the VM, or a command with a terminal",
             rest="COMMAND"),
+    Command(
+        "cp", "inside", "copy files between this machine and the VM (vm:PATH)",
+        (
+            arg("-r", dest="recursive", action="store_true", help="folders, with all in them"),
+            arg("paths", nargs="+", metavar="PATH",
+                help="sources and a target; vm:PATH is in the VM, from the worktree on"),
+        ),
+        function="copy",
+    ),
     Command("ssh-config", "inside", "print a block for ~/.ssh/config: VS Code, rsync, scp"),
     Command(
         "tunnel", "ports", "forward ports of the VM to the host's loopback",

@@ -38,7 +38,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
-from vmoat import clock, proc
+from vmoat import clock, localfolders, proc
 from vmoat.errors import Code, VmoatError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ run() {{
 }}
 {body}
 {unbound}
+[ ! -d {store} ] || sync -f {store}
 echo {attempt} $rc >$d/rc.new && sync $d/rc.new && mv $d/rc.new $d/rc && sync $d
 exit 0
 """
@@ -108,7 +109,8 @@ watch_log() {{
   while others 1; do
     read -rt {poll} -u 8
     read -r _ size </proc/self/fdinfo/1
-    [ "$size" -gt {limit} ] && {{ tail -c {kept} $log >$log.old; : >$log; }}
+    # The offset stays where it was until something is written to the log that was cut.
+    [ "$size" -gt {limit} ] && [ -s $log ] && {{ tail -c {kept} $log >$log.old; : >$log; }}
   done
 }}
 watch_log & watcher=$!
@@ -227,6 +229,7 @@ def run_script(job: Job, *, service: bool = False) -> str:
     return RUN.format(
         folder=folder(job.name),
         log=log_path(job.name),
+        store=localfolders.STORE,
         attempt=job.attempt,
         systemd=SYSTEMD_NAMES,
         user=job.user,

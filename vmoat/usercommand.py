@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vmoat.guest import Guest
 
 EXEC = (
-    "{clock}export {env}; "
+    "{clock}{before}export {env}; "
     'cd -- {cwd} || {{ echo "vmoat: the worktree is not there in the VM" >&2; exit 125; }}; '
     # Signals are for the command; this shell, which sshd started, stays to say how it ended.
     "trap : INT TERM HUP; "
@@ -39,7 +39,7 @@ EXEC = (
     # signal that the command handles, and its exit code be lost.
     "( exec bash -lc {line} ); _vmoat_rc=$?; "
     # 255 is also what ssh itself ends with: a file tells the two apart.
-    '[ "$_vmoat_rc" != 255 ] || : >"/tmp/.vmoat-$VMOAT_EXEC"; exit "$_vmoat_rc"'
+    '[ "$_vmoat_rc" != 255 ] || : >"/tmp/.vmoat-$VMOAT_EXEC"; {behind}exit "$_vmoat_rc"'
 )
 """One program less than a login shell around a login shell: 50 ms under emulation."""
 
@@ -68,18 +68,28 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def exec_command(
-    line: str, cwd: str, env: Mapping[str, str], marker: str, now: float
+    line: str,
+    cwd: str,
+    env: Mapping[str, str],
+    marker: str,
+    now: float,
+    *,
+    before: str = "",
+    behind: str = "",
 ) -> str:
     """What sshd's shell gets to run ``line`` in a login shell; "" is an interactive one.
 
-    ``now`` is the host's time.
+    ``now`` is the host's time; ``before`` and ``behind`` are shell, each ended by ``; ``.
     """
     words = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items())
     words = f"{words} VMOAT_EXEC={marker}".lstrip()
     folder = shlex.quote(cwd)
     if not line:
-        return f"{clock.step(now)}cd -- {folder}; {words} exec bash -l"
-    return EXEC.format(clock=clock.step(now), env=words, cwd=folder, line=shlex.quote(line))
+        return f"{clock.step(now)}{before}cd -- {folder}; {words} exec bash -l"
+    return EXEC.format(
+        clock=clock.step(now), before=before, behind=behind, env=words, cwd=folder,
+        line=shlex.quote(line),
+    )  # fmt: skip
 
 
 def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping[str, str]) -> int:
@@ -97,7 +107,9 @@ def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping
     marker = secrets.token_hex(8)
     line = command_line(words)
     master = _identity(guest)
-    remote = exec_command(line, cwd, env, marker, time.time())
+    remote = exec_command(
+        line, cwd, env, marker, time.time(), before=guest.before, behind=guest.behind
+    )
     argv = guest.argv(remote, options=("-tt",) if tty else ("-T",))
     with _streams_kept(), _watchdog(guest, marker), _signals(guest, marker):
         rc = proc.spawn(

@@ -50,6 +50,7 @@ share 9p share0 trans=virtio,version=9p2000.L,msize=512000,cache=none,ro,nosuid,
 share 9p worktree trans=virtio,version=9p2000.L,msize=512000,cache=mmap,directio,rw,nosuid,nodev '/srv/it'"'"'s $HOME/wt'
 view '/srv/it'"'"'s $HOME/.git'
 borrowed /run/vmoat/git/alternate0 /srv/mirror/objects
+[ ! -s /etc/vmoat/local.sh ] || sh /etc/vmoat/local.sh >/dev/kmsg 2>&1
 # which disks these are: written once, by their first boot
 [ -s /etc/vmoat/disk-id ] || echo "$VMOAT_DISK" >/etc/vmoat/disk-id
 if there /data; then

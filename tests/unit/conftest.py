@@ -15,7 +15,18 @@ from vmoat import graph, watch, worker
 from vmoat.context import Context, load
 from vmoat.state import current_run
 
-CONFIG = """\
+ALONE = """\
+[watch]
+enabled = false
+[credentials]
+docker = false
+[cache]
+enabled = false
+"""
+"""No companion: there is no guest that could be told or ask."""
+
+CONFIG = f"""\
+{ALONE}
 [up]
 command = "echo up"
 [test]
@@ -27,12 +38,6 @@ seed = [".env"]
 [health]
 url = "http://localhost:8080/"
 timeout = 5
-[watch]
-enabled = false  # there is no guest that could be told, or ask
-[credentials]
-docker = false
-[cache]
-enabled = false
 [stages.gen]
 run = "echo gen"
 inputs = ["gen.txt"]

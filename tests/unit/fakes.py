@@ -13,6 +13,7 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 - ``slow``        seconds that a unit takes
 - ``fail-STAGE``  the exit code that the stage's command ends with
 - ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
+- ``local``      the folders that lie on the VM's own disk
 - ``containers``, ``health``  what the guest says of itself
 - ``cold``        the health URL answers once it is waited for, and not before
 """
@@ -34,7 +35,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from vmoat import context, drivers, paths, watch
+from vmoat import context, drivers, localfolders, paths, watch
 from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Container, Facts
@@ -114,6 +115,7 @@ class FakeDriver:
         here = place(spec.name)
         if text(here / "boot"):
             return
+        (here / "local").write_text("\n".join(spec.local))
         make(here, "boot", here / "boot", secrets.token_hex(4))
 
     def refresh(self, spec: VmSpec) -> str:
@@ -123,6 +125,7 @@ class FakeDriver:
         if text(place(name) / "boot"):
             note(place(name), "stop")
             (place(name) / "boot").unlink()
+            (place(name) / "local").unlink()
 
     def delete(self, name: str) -> None:
         import shutil
@@ -158,6 +161,7 @@ class FakeGuest:
         self.connection = SimpleNamespace(
             ports=SimpleNamespace(failed={}), channel=lambda *words: self.folder / "no-socket"
         )
+        self.wanted = ctx.settings.mounts_local
 
     def connect(self, timeout: float = 60) -> None: ...
 
@@ -183,6 +187,7 @@ class FakeGuest:
             units={"stack": self._stack_unit()},
             health_code=int(health) if probe.health_url else None,
             listening=frozenset({22, 5000}),
+            local=frozenset(text(self.folder / "local").splitlines()) & {*probe.local},
         )
 
     def _stack_unit(self) -> str:
@@ -191,6 +196,9 @@ class FakeGuest:
 
     def run(self, script: str, **options: Any) -> Result:
         note(self.folder, f"run {script.split()[0]}")
+        if localfolders.SCRIPT in script:  # laid and dropped by the guest's own shell
+            note(self.folder, "lay")
+            (self.folder / "local").write_text("\n".join(self.wanted))
         said = ""
         if script.startswith("stat -c %Y"):  # of a stage's rc
             with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import World
+from conftest import ALONE, World
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -257,8 +257,8 @@ def test_status_tells_what_each_part_weighs(world: World) -> None:
 
 
 def test_a_service_tells_its_state_and_its_ports(world: World) -> None:
-    config = '[up]\ncommand = "serve"\nservice = true\n[watch]\nenabled = false\n'
-    (world.tree / "vmoat.toml").write_text(config)
+    config = '[up]\ncommand = "serve"\nservice = true\n'
+    (world.tree / "vmoat.toml").write_text(config + ALONE)
     world.vmoat("up")
     assert "service    running, listens on 5000" in world.vmoat("status").stdout
     world.set("stack-unit", "exited 4")

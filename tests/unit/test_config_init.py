@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 from vmoat.config import init
 from vmoat.config import settings as config
 from vmoat.config.detect import Detected, detect
+from vmoat.config.lockfiles import filled
 from vmoat.config.settings import HostSize
 from vmoat.errors import Code, VmoatError
+from vmoat.worktree import Worktree, find
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -90,6 +93,44 @@ def test_every_line_that_is_commented_out_works(tmp_path: Path) -> None:
     (tmp_path / "vmoat.toml").write_text(stage)
     got = config.load(tmp_path, tmp_path, env={}, flags={}, host=HostSize(8, 32))
     assert got.provision_apt == ("git", "jq")
+
+
+def test_folders_of_lock_files_are_set(tmp_path: Path) -> None:
+    text = init.render(Detected(), ["node_modules", 'web/"x/.venv'])
+    assert tomllib.loads(text)["mounts"] == {"local": ["node_modules", 'web/"x/.venv']}
+
+
+def project(folder: Path, ignored: str, *files: str) -> Worktree:
+    """A repository with empty files, the last ones not yet added."""
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    (folder / ".gitignore").write_text(ignored)
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return find(folder)
+
+
+def test_lock_files_tell_of_folders(tmp_path: Path) -> None:
+    tree = project(
+        tmp_path, "node_modules/\n/target\n.venv\nvendor/\n",
+        "package-lock.json", "yarn.lock", "web/pnpm-lock.yaml", "Cargo.lock", "old/Cargo.lock",
+        "api/it's/uv.lock", "composer.lock", "Gemfile.lock",
+        "node_modules/deep/package-lock.json",
+    )  # fmt: skip
+    assert filled(tree.git) == {
+        "node_modules": "package-lock.json",
+        "target": "Cargo.lock",
+        "vendor": "composer.lock",
+        "web/node_modules": "web/pnpm-lock.yaml",
+        "api/it's/.venv": "api/it's/uv.lock",
+    }, "old/target is not ignored, vendor/bundle lies in vendor, node_modules' own are nobody's"
+
+
+def test_a_folder_that_git_tracks_a_file_in_is_not_proposed(tmp_path: Path) -> None:
+    tree = project(tmp_path, "vendor/\n", "composer.lock", "vendor/mine.php")
+    assert list(filled(tree.git)) == ["vendor"]
+    subprocess.run(["git", "-C", tmp_path, "add", "-f", "vendor/mine.php"], check=True)
+    assert filled(tree.git) == {}
 
 
 def test_odd_names_break_nothing() -> None:

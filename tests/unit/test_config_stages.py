@@ -14,14 +14,14 @@ def stage(name: str, *after: str) -> UserStage:
 
 def test_built_in_order() -> None:
     assert stage_order(()) == (
-        "image", "vm", "apt", "script", "seed", "stack", "health", "tunnel", "test",
+        "image", "vm", "local", "apt", "script", "seed", "stack", "health", "tunnel", "test",
     )  # fmt: skip
 
 
 def test_the_stack_waits_for_every_stage_before_it() -> None:
     graph = edges([stage("gen"), stage("early", "vm")])
     assert graph["gen"] == ("script", "seed")
-    assert graph["early"] == ("vm",)
+    assert graph["early"] == ("vm", "local"), "in the worktree as the VM sees it"
     assert graph["stack"] == ("script", "seed", "gen", "early")
 
 
@@ -38,7 +38,7 @@ def test_a_stage_after_the_stack_is_before_health_unless_it_asks_otherwise() -> 
 
 
 def test_a_stage_after_the_image_alone_still_has_a_vm() -> None:
-    assert edges([stage("a", "image")])["a"] == ("image", "vm")
+    assert edges([stage("a", "image")])["a"] == ("image", "local"), "which comes after the VM"
 
 
 @pytest.mark.parametrize(

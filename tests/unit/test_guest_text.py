@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vmoat import facts, ssh, stages
+from vmoat import facts, localfolders, ssh, stages
 from vmoat.drivers import SshEndpoint
 from vmoat.errors import Code, VmoatError
 from vmoat.usercommand import command_line, exec_command
@@ -36,6 +36,17 @@ JOB = stages.Job(
 )
 def test_rendered_text_is_the_golden_one(name: str, text: str) -> None:
     assert text == (GOLDEN / f"{name}.txt").read_text()
+
+
+def test_local_folders_stand_around_a_command() -> None:
+    plain = exec_command("x", "/w", {}, "id", 7.5)
+    before = localfolders.mending("/w", ["a b"])
+    behind = localfolders.keeping(["a b"])
+    text = exec_command("x", "/w", {}, "id", 7.5, before=before, behind=behind)
+    assert text.replace(before, "").replace(behind, "") == plain
+    assert before.startswith("{ [ '/w/a b' -ef '/data/local/a b' ]; } || sudo")
+    assert (localfolders.mending("/w", []), localfolders.keeping([])) == ("", "")
+    assert exec_command("", "/w", {}, "id", 7.5, before=before).count(before) == 1
 
 
 def test_openssh_reads_awkward_paths_back(tmp_path: Path) -> None:

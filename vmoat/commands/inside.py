@@ -1,4 +1,4 @@
-"""test, exec, ssh, ssh-config: commands inside the VM, with their own exit codes."""
+"""test, exec, ssh, cp, ssh-config: commands inside the VM, with their own exit codes."""
 
 from __future__ import annotations
 
@@ -64,6 +64,15 @@ def execute(args: argparse.Namespace, out: Output) -> int:
 def ssh(args: argparse.Namespace, out: Output) -> int:
     """A shell, or a command on a terminal where there is one."""
     return _running(args, out).guest.exec(args.rest, tty=_terminal())
+
+
+def copy(args: argparse.Namespace, out: Output) -> int:
+    """Copy files and folders to or from the VM."""
+    from vmoat import copying
+
+    ctx = _running(args, out)
+    copying.copy(ctx.guest, args.paths, recursive=args.recursive, notice=out.warn)
+    return int(Code.OK)
 
 
 def _running(args: argparse.Namespace, out: Output) -> Context:

@@ -11,6 +11,7 @@ from vmoat.commands import context, start
 from vmoat.config import init as initial
 from vmoat.config import trust as agreed
 from vmoat.config.detect import detect
+from vmoat.config.lockfiles import filled
 from vmoat.errors import Code, VmoatError
 from vmoat.output import Output
 
@@ -31,7 +32,8 @@ def init(args: argparse.Namespace, out: Output) -> int:
             out.say(note)
         return int(Code.OK)
     detected = detect(tree.path)
-    initial.create(tree.path, detected)
+    folders = filled(tree.git)
+    initial.create(tree.path, detected, list(folders))
     out.answer(str(target))
     if detected.command:
         out.say(f"detected {detected.source}: {detected.command}")
@@ -39,6 +41,8 @@ def init(args: argparse.Namespace, out: Output) -> int:
         out.say("nothing here says how the stack starts: set [up] command")
     if detected.passed_over:
         out.say("passed over: " + ", ".join(detected.passed_over))
+    for folder, lock in folders.items():
+        out.say(f"{folder} is to lie on the VM's own disk (mounts.local), for there is {lock}")
     return int(Code.OK)
 
 

@@ -145,7 +145,7 @@ class Watch:
         self.journal = Journal()
         self.feed = feed.Feed(self._question)
         runtime = paths.runtime_dir(ctx.instance.vm_id)
-        tree = Tree(ctx.worktree)
+        tree = Tree(ctx.worktree, ctx.settings.mounts_local)
         self._top = tree.top
         self.watching = Watching(tree, runtime / "seen", self._on_batch)
         threading.Thread(target=self.watching.run, daemon=True).start()

@@ -30,7 +30,7 @@ def services(ctx: Context) -> dict[str, Any]:
     """What the companion is to do, by the settings; it is started anew when that changes."""
     settings = ctx.settings
     return {
-        "watch": settings.watch_enabled,
+        "watch": settings.watch_enabled and {"without": list(settings.mounts_local)},
         "credentials": list(settings.credentials_registries) if settings.credentials_docker else [],
         "cache": [settings.cache_size, list(settings.cache_registries), settings.network_open]
         if settings.cache_enabled

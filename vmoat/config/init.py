@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,10 +28,11 @@ class _Shown(NamedTuple):
     help: str
 
 
-def render(detected: Detected) -> str:
+def render(detected: Detected, local: Sequence[str] = ()) -> str:
     """The text of a new vmoat.toml: what was detected is set, all else is commented out.
 
-    Keys that widen a wall are left out: they belong to the user, not to the project.
+    ``local``: folders that lock files tell of (``vmoat.config.lockfiles``).  Keys that widen a
+    wall are left out: they belong to the user, not to the project.
     """
     import jinja2
 
@@ -42,7 +43,7 @@ def render(detected: Detected) -> str:
     environment.filters |= {"toml": toml_value, "comment": _one_line, "wrapped": _wrapped}
     return environment.from_string(_template()).render(
         detected=detected,
-        sections=_sections(detected),
+        sections=_sections(detected, local),
         user_file="config.toml in your own vmoat config folder",
     )
 
@@ -58,7 +59,9 @@ def _template() -> str:
         return beside.read_text(encoding="utf-8")
 
 
-def _sections(detected: Detected) -> list[tuple[str, str, list[tuple[_Shown, str, bool]]]]:
+def _sections(
+    detected: Detected, local: Sequence[str]
+) -> list[tuple[str, str, list[tuple[_Shown, str, bool]]]]:
     given: dict[str, object] = {}
     if detected.command:
         given["up.command"] = detected.command
@@ -66,6 +69,8 @@ def _sections(detected: Detected) -> list[tuple[str, str, list[tuple[_Shown, str
         given["up.service"] = True
     if detected.down:
         given["down.command"] = detected.down
+    if local:
+        given["mounts.local"] = tuple(local)
     found = []
     for table, heading in SECTIONS.items():
         rows = [
@@ -98,7 +103,7 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 96)
 
 
-def create(worktree: Path, detected: Detected) -> Path:
+def create(worktree: Path, detected: Detected, local: Sequence[str] = ()) -> Path:
     """Write a new vmoat.toml and return it; raises CONFIG where a config file is already."""
     there = [name for name in PROJECT_FILES if exists(worktree / name)]
     if NAME in there or any(name.endswith(".conf") for name in there):
@@ -107,7 +112,7 @@ def create(worktree: Path, detected: Detected) -> Path:
             "is there already, and is left as it is",
             f"edit it, or `vmoat init --from {there[0]}`" if ".conf" in there[0] else "edit it",
         )
-    return write_new(worktree / NAME, render(detected))
+    return write_new(worktree / NAME, render(detected, local))
 
 
 def write_new(path: Path, text: str) -> Path:

@@ -79,6 +79,7 @@ class Settings:
     tunnel_auto: bool
     driver: str
     walls: bool
+    mounts_local: tuple[str, ...]
     mounts_share: tuple[str, ...]
     git_writable: bool
     network_open: bool

@@ -13,6 +13,7 @@ from vmoat.config.values import closest, show
 BUILTIN: dict[str, str] = {
     "image": "builds the guest image",
     "vm": "starts the VM",
+    "local": "mounts the folders of mounts.local",
     "apt": "installs PROVISION_APT",
     "script": "runs PROVISION_SCRIPT",
     "seed": "copies the seed files",
@@ -128,9 +129,10 @@ def edges(stages: Sequence[UserStage]) -> dict[str, tuple[str, ...]]:
     return {
         "image": (),
         "vm": ("image",),
-        "apt": ("vm",),
+        "local": ("vm",),
+        "apt": ("local",),
         "script": ("apt",),
-        "seed": ("vm",),
+        "seed": ("local",),
         **own,
         "stack": ("script", "seed", *early),
         "health": ("stack", *middle),
@@ -142,8 +144,8 @@ def edges(stages: Sequence[UserStage]) -> dict[str, tuple[str, ...]]:
 def _own_edges(stage: UserStage) -> tuple[str, ...]:
     if not stage.after:
         return DEFAULT_AFTER
-    # Every stage runs inside the VM, whatever else it waits for.
-    return stage.after if stage.after != ("image",) else ("image", "vm")
+    # Every stage runs inside the VM, in the worktree as it is seen there.
+    return stage.after if {*stage.after} - {"image", "vm"} else (*stage.after, "local")
 
 
 def _reaching(own: Mapping[str, Iterable[str]], targets: set[str]) -> set[str]:

@@ -11,11 +11,11 @@ from typing import Literal
 
 Kind = Literal[
     "str", "bool", "int", "url", "path", "choice", "name", "apt", "seeds", "globs", "ports",
-    "shares", "args", "registries", "endpoints",
+    "shares", "args", "folders", "registries", "endpoints",
 ]  # fmt: skip
 
 LISTS: frozenset[str] = frozenset(
-    {"apt", "seeds", "globs", "ports", "shares", "args", "registries", "endpoints"}
+    {"apt", "seeds", "globs", "ports", "shares", "args", "folders", "registries", "endpoints"}
 )
 """The kinds whose value is a tuple."""
 
@@ -275,6 +275,16 @@ SETTINGS: tuple[Setting, ...] = (
         example=True,
     ),
     Setting(
+        "mounts.local",
+        "folders",
+        (),
+        "Folders of the worktree that lie on the VM's own disk, over the host's: quick, and kept "
+        "until `vmoat destroy`. The host's folder of that name stays as it was (an empty one is "
+        "made where there is none).",
+        shell="MOUNTS_LOCAL",
+        example=("node_modules", ".venv", "target"),
+    ),
+    Setting(
         "mounts.share",
         "shares",
         (),
@@ -390,7 +400,7 @@ SECTIONS: dict[str, str] = {
     "tunnel": "Ports on the host",
     "driver": "What runs the VM",
     "walls": "The walls",
-    "mounts": "More folders",
+    "mounts": "Folders",
     "git": "The repository",
     "network": "The network",
     "qemu": "QEMU",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vmoat.config.table import Setting
+from vmoat.config.table import PROJECT_FILES, Setting
 
 Form = Literal["toml", "shell", "env", "flag"]
 
@@ -213,7 +213,10 @@ def _list(setting: Setting, raw: object, form: Form, home: str) -> tuple[object,
     if form == "shell" and setting.kind in ("apt", "ports"):
         items = [word for item in raw for word in str(item).split()]
     check = _ITEMS[setting.kind]
-    return tuple(check(item, home) for item in items)
+    found = tuple(check(item, home) for item in items)
+    if setting.kind == "folders":
+        _apart([str(item) for item in found])
+    return found
 
 
 def _apt_item(item: object, home: str) -> str:
@@ -253,6 +256,27 @@ def _seed_item(item: object, home: str) -> str:
     if path.split("/")[0].lower() == ".git":
         raise Bad(f"names the git folder as a seed ({show(path)})")
     return path
+
+
+def _folder_item(item: object, home: str) -> str:
+    path = relative(item)
+    if not path:
+        raise Bad("names the whole worktree")
+    if ".git" in path.lower().split("/"):
+        raise Bad(f"names a git folder ({show(path)})")
+    if path in PROJECT_FILES:
+        raise Bad(f"names vmoat's own config ({path})")
+    return path
+
+
+def _apart(paths: Sequence[str]) -> None:
+    """Raises Bad for a folder that is there twice, or lies in another one."""
+    for number, path in enumerate(paths):
+        for other in (*paths[:number], *paths[number + 1 :]):
+            if path == other:
+                raise Bad(f"names {show(path)} twice")
+            if path.startswith(other + "/"):
+                raise Bad(f"names {show(path)}, which lies in {show(other)}")
 
 
 def _glob_item(item: object, home: str) -> str:
@@ -308,6 +332,7 @@ _ITEMS: Mapping[str, Callable[[object, str], object]] = {
     "globs": _glob_item,
     "shares": _share_item,
     "args": _arg_item,
+    "folders": _folder_item,
     "registries": _registry_item,
     "endpoints": _endpoint_item,
 }

@@ -64,11 +64,14 @@ class VmSpec:
     mirror: str = ""
     image_cache: bool = False
     """Whether dockerd pulls through the host's image cache."""
+    local: tuple[str, ...] = ()
+    """Folders of the worktree that lie on the VM's data disk; also changed while it runs."""
 
     def digest(self) -> str:
         """What a running VM must have been started with to count as this one."""
         facts = asdict(self)
         facts.pop("mirror")
+        facts.pop("local")
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vmoat import paths, proc
+from vmoat import localfolders, paths, proc
 from vmoat.drivers import VmSpec
 from vmoat.drivers.qemu import (
     accel,
@@ -268,6 +268,9 @@ def _write_meta(
         proxies=host.proxies(),
         certificates=host.extra_certificates(),
         cache=_cache_certificate() if spec.image_cache else "",
+        local=localfolders.script(
+            str(spec.worktree), spec.local, (spec.owner.uid, spec.owner.gid)
+        ),
     )
     tar = state / "meta.tar"
     tar.unlink(missing_ok=True)

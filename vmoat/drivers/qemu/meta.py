@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vmoat import localfolders
 from vmoat.drivers import Owner
 from vmoat.drivers.qemu.shares import Export
 
@@ -175,6 +176,7 @@ modprobe -a -b -q 9pnet_virtio 9p overlay @VIRTIOFS@
 """
 
 BOOT_END = """\
+[ ! -s @LOCAL@ ] || sh @LOCAL@ >/dev/kmsg 2>&1
 # which disks these are: written once, by their first boot
 [ -s /etc/vmoat/disk-id ] || echo "$VMOAT_DISK" >/etc/vmoat/disk-id
 if there /data; then
@@ -229,7 +231,8 @@ say "ready"
 def boot_script(mounts: Mounts) -> str:
     """The script that mounts everything and names the boot."""
     head = BOOT.replace(" @VIRTIOFS@", " virtiofs" if mounts.kind == "virtiofs" else "")
-    return head + "".join(line + "\n" for line in _mount_lines(mounts)) + BOOT_END
+    end = BOOT_END.replace("@LOCAL@", localfolders.SCRIPT)
+    return head + "".join(line + "\n" for line in _mount_lines(mounts)) + end
 
 
 def _env(identity: Identity, grow: bool) -> str:
@@ -325,11 +328,12 @@ def guest_files(
     proxies: Mapping[str, str] | None = None,
     certificates: Sequence[str] = (),
     cache: str = "",
+    local: str = "",
 ) -> dict[str, tuple[int, str]]:
     """Every file of the tar: path → (mode, text); a text that begins with ``->`` is a link.
 
     ``cache`` is the certificate (PEM) of the host's image cache; "" where dockerd is to pull by
-    itself.
+    itself.  ``local``: the script that lays the worktree's local folders (``vmoat.localfolders``).
     """
     name = identity.name
     files = {
@@ -354,6 +358,7 @@ def guest_files(
             "->/etc/systemd/system/vmoat-boot.service",
         ),
         # written even when empty: an old one must not stay in force
+        localfolders.SCRIPT.lstrip("/"): (0o755, local),
         "etc/vmoat/extra.crt": (0o644, "".join(text.strip() + "\n" for text in certificates)),
     }
     for path in ("etc/profile.d/vmoat-proxy.sh", "etc/apt/apt.conf.d/95vmoat-proxy"):
