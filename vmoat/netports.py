@@ -16,6 +16,8 @@ BANNER_PATIENCE = 1.0
 BANNER_TRIES = 8
 """Connections that may be open at once while waiting."""
 
+CACHE_PORT = 46871
+"""The guest's loopback port that an ssh forward leads from to the host's image cache."""
 
 HELLO = b"SSH-2.0-vmoat\r\n"
 

@@ -18,10 +18,11 @@ from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Facts
 from vmoat.forwards import RECORD, Record
+from vmoat.netports import CACHE_PORT
 from vmoat.state import read_toml, write_toml
 
 SPARE = range(9000, 9100)
-OURS = frozenset({22})
+OURS = frozenset({22, CACHE_PORT})
 """Listeners of the guest itself that no tunnel is made for unless it is asked for."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vmoat import credentials, paths
-from vmoat.companion import feed, process
+from vmoat.companion import feed, gitindex, process
 from vmoat.companion.tree import Tree
 from vmoat.companion.watching import Batch, Journal, Watching, wait_until
 from vmoat.companion.ways import Way, Ways
@@ -29,6 +29,8 @@ LOOK = 5.0
 """Seconds between two looks whether the VM is there."""
 CONNECT_LIMIT = 60.0
 SETTLE_LIMIT = 2.0
+MANY = 500
+"""Changes after which git's index is prepared anew: git looks at each of them again."""
 
 
 class Companion:
@@ -64,6 +66,7 @@ class Companion:
         self._open = self.ways.open(self.ctx.guest.connection)
         if self.watch:
             self.watch.connect()
+            self.watch.prepare_index()
 
     def settled(self) -> bool:
         """Whether everything is connected."""
@@ -147,6 +150,7 @@ class Watch:
         runtime = paths.runtime_dir(ctx.instance.vm_id)
         tree = Tree(ctx.worktree, ctx.settings.mounts_local)
         self._top = tree.top
+        self._index: tuple[list[int], str] = ([], "")
         self.watching = Watching(tree, runtime / "seen", self._on_batch)
         threading.Thread(target=self.watching.run, daemon=True).start()
 
@@ -165,6 +169,19 @@ class Watch:
             return
         path = self._ctx.guest.connection.channel("watch", feed.GUEST_SOCKET)
         self.feed.connect(path, self._top, self.watching.snapshot())
+
+    def prepare_index(self) -> None:
+        """Give the guest git's index with what is known here, whenever there is another one."""
+        tree = self._ctx.worktree
+        stamp, token = self._index
+        now = gitindex.stamp(gitindex.index_of(tree))
+        if now == stamp and len(self.journal.since(token) or ()) < MANY:
+            return
+        if self.watching.failure or not self.watching.settle(SETTLE_LIMIT):
+            return
+        token = self.journal.token()
+        gitindex.prepare(tree, token, self._ctx.instance.folder)
+        self._index = (now, token)  # also where git cannot: not again for the same one
 
     def settled(self) -> bool:
         """Whether the guest knows what to watch; also where nothing can be watched."""

@@ -254,6 +254,7 @@ def _write_meta(
         host_key=host_key,
         git_name=name,
         git_email=email,
+        git_dir=str(spec.git_dir) if view else "",
     )
     mounts = meta.Mounts(
         exports=tuple(plan.exports),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmoat import proc
+from vmoat.companion import gitindex
 from vmoat.drivers import VmSpec
 
 if TYPE_CHECKING:
@@ -241,9 +242,12 @@ def refresh(
     now: dict[str, list[int]] = {}
     for source, place in view.copies:
         now[place] = _stamp(source)
+        better = gitindex.prepared(folder.parent, source) if source == git_dir / "index" else None
+        if better:
+            now[place] += _stamp(better)
         if now[place] != before.get(place) or not (root / place).exists():
             try:
-                _copy(source, root / place, owner)
+                _copy(better or source, root / place, owner)
             except OSError:
                 now[place] = []  # gone, or half made: next time
     for path in _watched(view):

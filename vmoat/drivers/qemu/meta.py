@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from vmoat import localfolders
 from vmoat.drivers import Owner
 from vmoat.drivers.qemu.shares import Export
+from vmoat.netports import CACHE_PORT
 
 MSIZE = 500 * 1024
 """Bytes of one 9p message: the most that virtio takes."""
-
-CACHE_PORT = 46871
-"""The guest's loopback port that an ssh forward leads from to the host's image cache."""
 
 CACHE_UNIT = "etc/systemd/system/docker.service.d/vmoat-registry.conf"
 CACHE_CERTIFICATES = "etc/vmoat/image-cache"
@@ -64,6 +62,14 @@ GITCONFIG = """\
 """Over 9p inode numbers and ctime differ from the host's: git would read every file again."""
 
 
+MONITORED = "etc/vmoat/monitored.gitconfig"
+MONITOR_CONFIG = """\
+[core]
+\tfsmonitor = /usr/lib/vmoat/git-fsmonitor
+\tfsmonitorHookVersion = 2
+"""
+
+
 @dataclass(frozen=True)
 class Mounts:
     """What the guest mounts where."""
@@ -89,6 +95,8 @@ class Identity:
     host_key: str
     git_name: str = ""
     git_email: str = ""
+    git_dir: str = ""
+    """The worktree's own git folder: git asks its monitor there."""
 
 
 def mount_options(export: Export) -> str:
@@ -308,10 +316,20 @@ def _cache_files(certificate: str) -> dict[str, str]:
     }
 
 
+def _monitored(git_dir: str) -> str:
+    """The part of a git config that holds for one git folder alone (git-config(1), includeIf)."""
+    from vmoat.drivers.qemu.gitview import _quote
+
+    pattern = "".join(f"\\{char}" if char in "*?[\\" else char for char in git_dir)
+    return f"[includeIf {_quote('gitdir:' + pattern)}]\n\tpath = /{MONITORED}\n"
+
+
 def _gitconfig(identity: Identity) -> str:
     from vmoat.drivers.qemu.gitview import _quote
 
     text = GITCONFIG
+    if identity.git_dir:
+        text += _monitored(identity.git_dir)
     if identity.git_name or identity.git_email:
         text += "[user]\n"
     for key, value in (("name", identity.git_name), ("email", identity.git_email)):
@@ -351,6 +369,7 @@ def guest_files(
         "usr/local/bin/docker-credential-vmoat": (0o755, _credential_helper()),
         "etc/vmoat/docker.json": (0o644, _docker_config(proxies or {})),
         "etc/gitconfig": (0o644, _gitconfig(identity)),
+        MONITORED: (0o644, MONITOR_CONFIG),
         "etc/profile.d/vmoat.sh": (0o644, "export GIT_OPTIONAL_LOCKS=0\n"),
         "etc/systemd/system/vmoat-boot.service": (0o644, UNIT),
         "etc/systemd/system/multi-user.target.wants/vmoat-boot.service": (
