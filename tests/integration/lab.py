@@ -60,7 +60,7 @@ memory = 2
 disk = 10
 
 [provision]
-apt = ["tree"]
+apt = ["tree", "inotify-tools"]
 script = "mkdir -p build && cp /bin/busybox build/busybox && echo provisioned >>build/provisioned"
 seed = [".env"]
 

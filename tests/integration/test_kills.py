@@ -13,7 +13,7 @@ from lab import Lab, Vm, alive, kill, wait_until
 pytestmark = pytest.mark.vm
 
 SETTINGS = {
-    "VMOAT_PROVISION_APT": "tree bc",
+    "VMOAT_PROVISION_APT": "tree inotify-tools bc",
     "VMOAT_PROVISION_SCRIPT": "mkdir -p build; cp /bin/busybox build/busybox; sh ./slow script",
     "VMOAT_UP_COMMAND": "sh ./slow stack && docker compose up -d --build",
 }

@@ -100,6 +100,19 @@ def test_new_folders_are_watched_with_what_is_in_them(told: Told) -> None:
     assert "a/b" not in told.watching.listing.folders
 
 
+def test_a_folder_that_is_made_again_at_once_is_watched(told: Told) -> None:
+    """As `git checkout`, a build or an unpacked archive does it."""
+    for round_ in range(10):
+        shutil.rmtree(told.repo / "src")
+        (told.repo / "src/deep").mkdir(parents=True)
+        (told.repo / "src/deep/b.js").write_text("1" * round_)
+        time.sleep(0.02 * (round_ % 3))
+        assert told.names() >= {"src", "src/deep/b.js"}
+        (told.repo / "src/deep/b.js").write_text("x" * round_)
+        (told.repo / "src/c.js").write_text("x")
+        assert told.names() == {"src/deep/b.js", "src/c.js"}
+
+
 def test_a_folder_that_is_moved_is_told_at_both_ends(told: Told) -> None:
     (told.repo / "src/deep").rename(told.repo / "away")
     assert told.names() >= {"src/deep", "away", "away/b.js"}

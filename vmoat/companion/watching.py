@@ -46,6 +46,9 @@ class Change:
 
 
 Batch = list[Change]
+Changes = set[tuple[int, str]]
+"""What the backend says: kinds (``watchfiles.Change``) and paths."""
+DELETED = 3
 
 
 class Watching:
@@ -59,6 +62,7 @@ class Watching:
         self._awaited: dict[str, threading.Event] = {}
         self._stop = threading.Event()
         self._watched: set[str] = set()
+        self._deleted: set[str] = set()
         self.listing = Listing()
         self.begun = threading.Event()
         """Set when the list is complete."""
@@ -77,7 +81,7 @@ class Watching:
                 answer = notify.watch(LONGEST, STEP, IDLE, self._stop)
                 if isinstance(answer, set):
                     with self._lock:
-                        notify = self._batch(notify, {path for _, path in answer})
+                        notify = self._batch(notify, answer)
         except (OSError, VmoatError, RuntimeError) as error:
             self.failure = _told(error)
             for event in self._awaited.values():
@@ -118,12 +122,13 @@ class Watching:
         paths = [f"{top}/{name}" if name else top for name in sorted(self._watched)]
         return RustNotify([*paths, str(self._cookies)], False, False, 0, False, True)
 
-    def _batch(self, notify: Any, paths: set[str]) -> Any:
-        seen, names = self._sorted(paths)
+    def _batch(self, notify: Any, changes: Changes) -> Any:
+        seen, names = self._sorted(changes)
+        self._drop_gone(names)
         fresh = self._new_folders(names)
         if any(name.rpartition("/")[2] in IGNORE_FILES for name in names) or len(names) > LARGE:
             notify = self._again(notify, names)
-        elif fresh or names & self.listing.folders:
+        elif fresh:
             notify = self._grow(notify, names, fresh)
         else:
             self._hand_on(names)
@@ -131,6 +136,16 @@ class Watching:
             if event := self._awaited.get(name):
                 event.set()
         return notify
+
+    def _drop_gone(self, names: set[str]) -> None:
+        """Forget folders that went, also where there is another one of that name by now: the
+        kernel's watch went with the first."""
+        gone = {n for n in names & self.listing.folders if not os.path.isdir(self._at(n))}
+        for name in gone | (self._deleted & self.listing.folders):
+            below = {f for f in self.listing.folders if f"{f}/".startswith(name + "/")}
+            self.listing.folders -= below
+            self._watched -= below
+        self._deleted = set()
 
     def _new_folders(self, names: set[str]) -> set[str]:
         known = self.listing.folders
@@ -140,15 +155,11 @@ class Watching:
 
     def _grow(self, notify: Any, names: set[str], fresh: set[str]) -> Any:
         """Folders came or went: watch the new set, then list what the new ones hold."""
-        gone = {n for n in names & self.listing.folders if not os.path.isdir(self._at(n))}
-        for name in gone:
-            below = {f for f in self.listing.folders if f"{f}/".startswith(name + "/")}
-            self.listing.folders -= below
-            self._watched -= below  # the kernel's watches went with them
         found = self._list(fresh)
         while found.folders - self._watched:
             self.listing.folders |= found.folders
             notify = self._switch(notify, names)
+            self._drop_gone(names)
             fresh |= self._new_folders(names)
             found = self._list(fresh)  # what came while nobody watched
         self._hand_on(names | found.folders | found.files.keys())
@@ -168,26 +179,27 @@ class Watching:
         mark = self._cookies / f"switch-{secrets.token_hex(4)}"
         mark.touch()
         deadline = time.monotonic() + SWITCH_LIMIT
-        paths: set[str] = set()
-        while str(mark) not in paths and time.monotonic() < deadline:
+        changes: Changes = set()
+        while str(mark) not in (path for _, path in changes) and time.monotonic() < deadline:
             last = notify.watch(LONGEST, 1, 100, self._stop)
-            if not isinstance(last, set):
-                continue
-            paths |= {path for _, path in last}
+            if isinstance(last, set):
+                changes |= last
         mark.unlink(missing_ok=True)
-        own, others = self._sorted(paths)
+        own, others = self._sorted(changes)
         names |= others
         for name in own:  # seen too early: show them to the new watch
             with contextlib.suppress(OSError):
                 os.utime(self._cookies / name)
         return fresh
 
-    def _sorted(self, paths: set[str]) -> tuple[set[str], set[str]]:
+    def _sorted(self, changes: Changes) -> tuple[set[str], set[str]]:
         """Our own marks, and names below the worktree."""
-        mine = str(self._cookies) + "/"
-        own = {path.removeprefix(mine) for path in paths if path.startswith(mine)}
-        others = {os.path.relpath(p, self._tree.top) for p in paths if not p.startswith(mine)}
-        return own, {name for name in others if name != "." and ".git" not in name.split("/")}
+        mine, top = str(self._cookies) + "/", self._tree.top
+        own = {path.removeprefix(mine) for _, path in changes if path.startswith(mine)}
+        rows = [(k, os.path.relpath(path, top)) for k, path in changes if not path.startswith(mine)]
+        rows = [(k, name) for k, name in rows if name != "." and ".git" not in name.split("/")]
+        self._deleted |= {name for kind, name in rows if kind == DELETED}
+        return own, {name for _, name in rows}
 
     def _again(self, notify: Any, names: set[str]) -> Any:
         """List everything anew: git ignores other folders now, or changes may have been lost."""
@@ -196,6 +208,7 @@ class Watching:
         while now.folders != self._watched:
             self.listing.folders = set(now.folders)
             notify = self._switch(notify, names)
+            self._drop_gone(names)
             now = self._tree.list()
         self.listing = now
         self._hand_on(names | set(differences(before, now)))
