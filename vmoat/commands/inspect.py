@@ -80,6 +80,7 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
         "health": "",
         "containers": [],
         "service": None,
+        "watch": {},
         "tunnels": [],
         "waiting": [],
         "guest": {},
@@ -103,6 +104,10 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
         if health.is_service(ctx):
             report["service"] = {"state": facts.units.get("stack", "gone"),
                                  "ports": sorted(tunnels.own_ports(facts))}  # fmt: skip
+    if state == "running":
+        from vmoat.companion import process
+
+        report["watch"] = process.state(ctx.instance.vm_id).get("watch") or {}
     if ctx.instance.claimed:
         alive = {entry["host"] for entry in report["tunnels"]}
         kept = sorted(tunnels.kept(ctx).read().items())
@@ -141,6 +146,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("container", f"{entry['name']}: {state}{note}"))
     if report["service"]:
         rows.append(("service", _service_row(report["service"])))
+    if report["watch"]:
+        rows.append(("watch", _watch_row(report["watch"])))
     rows += [
         ("tunnel", f"{t['url']} → {t['service'] or 'port'} {t['guest']}") for t in report["tunnels"]
     ]
@@ -156,6 +163,13 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             "guest", f"{mount}: {gib(space['free'])} free of {gib(space['bytes'])}",
         ))  # fmt: skip
     return rows
+
+
+def _watch_row(watch: dict[str, Any]) -> str:
+    if watch["failure"]:
+        return f"does not work: {watch['failure']}"
+    what = f"{watch['files']} files in {watch['folders']} folders"
+    return what if watch["connected"] else f"{what}; the guest is not told yet"
 
 
 def _service_row(service: dict[str, Any]) -> str:
