@@ -100,9 +100,9 @@ def installing(vm: Vm) -> list[Row]:
     vm.env["VMOAT_MOUNTS_LOCAL"] = "node_modules"
     command(vm, "up", "local")()
     script = (Path(__file__).parent / "integration" / "install.sh").read_text()
-    line = f"mkdir -p out; bash -c {shlex.quote(script)} bash 200 {{}}"
-    own, local = map(int, vm.ok(line.format("5 /var/tmp node_modules"), timeout=1200).split())
-    share = int(vm.ok(line.format("1 out"), timeout=1200))
+    line = f"mkdir -p out; bash -c {shlex.quote(script)} bash 200 "
+    own, local = map(int, vm.ok(line + "5 /var/tmp node_modules", timeout=1200).split())
+    share = int(vm.ok(line + "1 out", timeout=1200))
     beside = f"the guest's own disk: {own / 1000:.3f}"
     return [
         Row("2,000 files: local folder", local / 1000, 5, f"<= {1.2 * own / 1000:.3f}", beside),
