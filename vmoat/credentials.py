@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import json
 import os
 import re
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +32,7 @@ from typing import NamedTuple
 
 from vmoat import proc
 from vmoat.errors import VmoatError
+from vmoat.unixserver import LineServer
 
 GUEST_SOCKET = "/run/vmoat/user/credentials"
 """Where the guest's helper looks.  The folder is the guest user's alone (0700, made at boot), so
@@ -50,12 +49,8 @@ password on a screen that nobody looks at must not hold a build for ever."""
 HOLD_OFF = 10.0
 """Seconds in which a helper that hung is not asked again: BuildKit asks five times in a row
 (tried), and would wait as often."""
-REQUEST_LIMIT = 10.0
-"""Seconds for the one line of a question."""
 AT_ONCE = 16
 """Questions at once: each may start a program on the host, and the guest decides how many come."""
-LINE_LIMIT = 1024
-"""Bytes of a question."""
 CONFIG_LIMIT = 4 << 20
 """Bytes of a config.json that is read."""
 
@@ -287,43 +282,15 @@ def _cure(name: str) -> str:
     return "run `docker login` on the host" if name == HUB else f"run `docker login {name}` there"
 
 
-class _Handler(socketserver.StreamRequestHandler):
-    timeout = REQUEST_LIMIT
-    server: Server
+class Server(LineServer):
+    """Answers questions on a socket, so many at once; see ``Credentials.serve``."""
 
-    def handle(self) -> None:
-        with contextlib.suppress(OSError):  # a client that went, or never asked
-            line = self.rfile.readline(LINE_LIMIT)
-            if not line.endswith(b"\n"):
-                return
-            reply = self.server.reply(line.decode(errors="replace"))
-            self.wfile.write(reply.encode() + b"\n")
+    poll = 0.1
 
-
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Answers questions on a socket; see ``Credentials.serve``."""
-
-    daemon_threads = True
-    block_on_close = False  # a helper that hangs does not hold whoever closes
-    request_queue_size = 64
-
-    def __init__(self, path: Path, answer: Callable[[str], str]) -> None:
-        self.path = path
-        self._answer = answer
+    def __init__(self, place: Path, answer: Callable[[str], str]) -> None:
         self._free = threading.BoundedSemaphore(AT_ONCE)
         self._closing = False
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        super().__init__(os.fspath(path), _Handler)
-        self._thread = threading.Thread(
-            target=self.serve_forever, args=(0.1,), name="credentials", daemon=True
-        )
-        self._thread.start()
-
-    def server_bind(self) -> None:
-        """Private before anybody can connect: nobody listens yet."""
-        super().server_bind()
-        self.path.chmod(0o600)
+        super().__init__(place, answer)
 
     def process_request(self, request: object, client_address: object) -> None:
         """A thread for each question while there are few; more wait in the socket's queue."""
@@ -343,17 +310,6 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         finally:
             self._free.release()
 
-    def reply(self, question: str) -> str:
-        return self._answer(question)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Silent: a traceback on standard error would end in a log."""
-
     def close(self) -> None:
-        """Stop answering and remove the socket; questions being answered are dropped."""
         self._closing = True
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        super().close()

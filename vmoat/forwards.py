@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,9 +119,8 @@ class Forwards:
         wanted = self.record.read()
         if not wanted or not self._connection.alive():
             return {}
-        _, said = self._connection.control("check")
-        match = re.search(r"pid=(\d+)", said)
-        owned = netports.listening_ports(int(match[1])) if match else None
+        master = self._connection.pid()
+        owned = netports.listening_ports(master) if master else None
         if owned is None:  # not Linux: a port that nobody holds is not forwarded
             return {h: g for h, g in wanted.items() if not netports.free("127.0.0.1", h)}
         return {h: g for h, g in wanted.items() if h in owned}

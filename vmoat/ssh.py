@@ -237,7 +237,7 @@ class Connection:
         the ports that they forward.  Whether there was one.
         """
         start = [os.fsencode(word) for word in ("-F", self.config, "-M")]
-        mine = {self._pid(root=False), self._pid(root=True)}
+        mine = {self.pid(), self.pid(root=True)}
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -251,7 +251,7 @@ class Connection:
             time.sleep(0.02)
         return bool(found)
 
-    def _pid(self, *, root: bool) -> int:
+    def pid(self, *, root: bool = False) -> int:
         """The master's; 0 for none."""
         match = re.search(r"pid=(\d+)", self.control("check", root=root)[1])
         return int(match[1]) if match else 0

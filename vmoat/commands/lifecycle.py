@@ -295,6 +295,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
     _confirm(args, out, mine.name, str(owner.worktree), _volumes_then(mine))
     cancel_run(mine.folder)
     lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
+    companion.end(mine.vm_id)
     try:
         _remove(owner.driver, mine)
     finally:
@@ -304,7 +305,6 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
 
 
 def _remove(driver: str, mine: instance.Instance) -> None:
-    companion.end(mine.vm_id)
     drivers.load(driver).delete(mine.name)
     instance.release(mine)
 

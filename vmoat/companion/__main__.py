@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import socketserver
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from vmoat.companion.watching import Batch, Journal, Watching, wait_until
 from vmoat.companion.ways import Way, Ways
 from vmoat.context import Context, load
 from vmoat.errors import VmoatError
+from vmoat.unixserver import LineServer
 
 BEAT = 1.0
 """Seconds between two looks whether everything is connected."""
@@ -42,7 +42,7 @@ class Companion:
         self.boot = ctx.status.boot
         self.stop = threading.Event()
         self._open = False
-        self.watch = Watch(ctx) if self.wish["watch"] else None
+        self.watch = Watch(ctx, self.wish["watch"]["without"]) if self.wish["watch"] else None
         self.ways = Ways(_ways(self.wish), paths.runtime_dir(ctx.instance.vm_id))
 
     def run(self) -> None:
@@ -119,14 +119,12 @@ def _ways(wish: dict[str, Any]) -> list[Way]:
 
 
 def _cache_ways(size: int, registries: list[str], open_network: bool) -> list[Way]:
-    """dockerd's proxy, and the ports of registries on this machine's loopback."""
+    """dockerd's proxy; none where the guest was not told of one."""
     from vmoat import imagecache
     from vmoat.drivers.qemu import host
 
-    authority = imagecache.Authority(paths.cache_authority_dir())
-    try:
-        authority.certificate()
-    except VmoatError:  # no openssl: the guest was not told of a cache
+    authority = imagecache.usable_authority()
+    if authority is None:
         return []
     cache = imagecache.ImageCache(
         paths.image_cache_dir(),
@@ -143,12 +141,12 @@ def _cache_ways(size: int, registries: list[str], open_network: bool) -> list[Wa
 class Watch:
     """The watch on the worktree, and its way to the guest."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, without: list[str]) -> None:
         self._ctx = ctx
         self.journal = Journal()
         self.feed = feed.Feed(self._question)
         runtime = paths.runtime_dir(ctx.instance.vm_id)
-        tree = Tree(ctx.worktree, ctx.settings.mounts_local)
+        tree = Tree(ctx.worktree, without)
         self._top = tree.top
         self._index: tuple[list[int], str] = ([], "")
         self.watching = Watching(tree, runtime / "seen", self._on_batch)
@@ -200,30 +198,6 @@ class Watch:
         }
 
 
-class _Handler(socketserver.StreamRequestHandler):
-    timeout = 10
-
-    def handle(self) -> None:
-        with contextlib.suppress(OSError):
-            word = self.rfile.readline(1000).decode(errors="replace").strip()
-            answer = self.server.companion.answer(word)  # type: ignore[attr-defined]
-            self.wfile.write(answer.encode() + b"\n")
-
-
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, path: Path, companion: Companion) -> None:
-        self.companion = companion
-        path.unlink(missing_ok=True)
-        super().__init__(os.fspath(path), _Handler)
-        path.chmod(0o600)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
-
-
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[bool]:
     """Whether this process is the VM's companion."""
@@ -248,15 +222,13 @@ def main(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: companion.stop.set())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        server = _Server(process.socket_of(ctx.instance.vm_id), companion)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = process.socket_of(ctx.instance.vm_id)
+        server = LineServer(place, lambda line: companion.answer(line.strip()))
         try:
             companion.run()
         finally:
             companion.close()
-            server.shutdown()
-            server.server_close()
-            process.socket_of(ctx.instance.vm_id).unlink(missing_ok=True)
+            server.close()
     return 0
 
 

@@ -23,9 +23,9 @@ NAME = "git-index"
 
 
 def stamp(path: Path) -> list[int]:
-    """What changes whenever git writes its index; empty where there is none."""
+    """What changes whenever git writes the file; empty where there is none."""
     try:
-        info = os.stat(path)
+        info = os.stat(path, follow_symlinks=False)
     except OSError:
         return []
     return [info.st_mtime_ns, info.st_size, info.st_ino]

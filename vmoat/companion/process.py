@@ -21,8 +21,6 @@ from vmoat.context import Context
 from vmoat.stage import digest
 
 SOCKET = "companion"
-START_LIMIT = 20.0
-"""Seconds for the process to answer; it needs one on a busy machine."""
 ASK_LIMIT = 5.0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -42,7 +43,6 @@ class Change:
 
     name: str
     state: State | None
-    folder: bool = False
 
 
 Batch = list[Change]
@@ -140,7 +140,7 @@ class Watching:
     def _drop_gone(self, names: set[str]) -> None:
         """Forget folders that went, also where there is another one of that name by now: the
         kernel's watch went with the first."""
-        gone = {n for n in names & self.listing.folders if not os.path.isdir(self._at(n))}
+        gone = {name for name in names & self.listing.folders if not self._is_folder(name)}
         for name in gone | (self._deleted & self.listing.folders):
             below = {f for f in self.listing.folders if f"{f}/".startswith(name + "/")}
             self.listing.folders -= below
@@ -148,13 +148,10 @@ class Watching:
         self._deleted = set()
 
     def _new_folders(self, names: set[str]) -> set[str]:
-        known = self.listing.folders
-        return {name for name in names - known if os.path.isdir(self._at(name))} - {
-            name for name in names if os.path.islink(self._at(name))
-        }
+        return {name for name in names - self.listing.folders if self._is_folder(name)}
 
     def _grow(self, notify: Any, names: set[str], fresh: set[str]) -> Any:
-        """Folders came or went: watch the new set, then list what the new ones hold."""
+        """Folders came: watch the new set, then list what the new ones hold."""
         found = self._list(fresh)
         while found.folders - self._watched:
             self.listing.folders |= found.folders
@@ -223,14 +220,16 @@ class Watching:
                 self.listing.files.pop(name, None)
                 batch.append(Change(name, None))
                 continue
-            folder = name in self.listing.folders
-            if not folder:
-                if os.path.isdir(self._at(name)) and not os.path.islink(self._at(name)):
+            if name not in self.listing.folders:
+                if stat.S_ISDIR(info.st_mode):
                     continue  # one that git ignores
                 self.listing.files[name] = state_of(info)
-            batch.append(Change(name, state_of(info), folder))
+            batch.append(Change(name, state_of(info)))
         if batch:
             self._on_batch(batch)
+
+    def _is_folder(self, name: str) -> bool:
+        return os.path.isdir(self._at(name)) and not os.path.islink(self._at(name))
 
     def _at(self, name: str) -> str:
         return f"{self._tree.top}/{name}"

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vmoat import proc
 from vmoat.ssh import Connection
 
 
@@ -47,11 +46,8 @@ class Ways:
         if master == self._master:
             return True
         for way, end in self._ends:
-            rule = f"{way.guest}:{end}"
-            done = proc.run(
-                connection.argv("-O", "forward", "-R", rule), check=False, timeout=15, quiet=True
-            )
-            if done.rc != 0:
+            rc, _ = connection.control("forward", "-R", f"{way.guest}:{end}")
+            if rc != 0:
                 return False
         self._master = master
         return True

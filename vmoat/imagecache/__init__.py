@@ -27,9 +27,9 @@ through and are neither kept nor logged.
 
 from __future__ import annotations
 
-from vmoat.imagecache.authority import Authority
+from vmoat.imagecache.authority import Authority, usable_authority
 from vmoat.imagecache.server import ImageCache, Server
 from vmoat.imagecache.walls import HOST_NAME
 from vmoat.netports import CACHE_PORT as GUEST_PORT
 
-__all__ = ["GUEST_PORT", "HOST_NAME", "Authority", "ImageCache", "Server"]
+__all__ = ["GUEST_PORT", "HOST_NAME", "Authority", "ImageCache", "Server", "usable_authority"]

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from vmoat import paths, proc
-from vmoat.errors import Code
+from vmoat.errors import Code, VmoatError
 
 _CONTEXTS = 256  # hosts whose certificates are kept in memory
 _SINCE, _UNTIL = "20200101000000Z", "20491231235959Z"
@@ -138,6 +138,19 @@ def _ca(work: Path, extensions: str, *words: str | Path) -> None:
 def _openssl(work: Path, *words: str | Path) -> str:
     argv = ["openssl", *words]
     return proc.run(argv, cwd=work, timeout=60, code=Code.MISSING).out
+
+
+def usable_authority() -> Authority | None:
+    """The authority of this user, made if need be; None where this machine cannot make it.
+
+    Without ``openssl`` (`vmoat doctor` tells) dockerd pulls by itself.
+    """
+    found = Authority(paths.cache_authority_dir())
+    try:
+        found.certificate()
+    except VmoatError:
+        return None
+    return found
 
 
 def _secret(path: Path, text: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import socketserver
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from vmoat.imagecache.registries import Registries
 from vmoat.imagecache.store import Store
 from vmoat.imagecache.upstream import Upstream
 from vmoat.imagecache.walls import Walls
+from vmoat.unixserver import UnixServer
 
 CONNECTIONS = 256
 """How many a VM may hold open at once."""
@@ -62,27 +61,14 @@ class ImageCache:
         return Server(self, socket_path)
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Server(UnixServer):
     """One VM's way to the cache."""
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-    poll = 0.5
-    """Seconds between two looks at whether it is to end."""
-
     def __init__(self, cache: ImageCache, place: Path) -> None:
-        self.cache, self.place = cache, place
+        self.cache = cache
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        place.unlink(missing_ok=True)
-        super().__init__(os.fspath(place), Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(self.poll,), daemon=True)
-        self._thread.start()
-
-    def server_bind(self) -> None:
-        super().server_bind()
-        os.chmod(self.place, 0o600)  # nobody can connect yet: it does not listen
+        super().__init__(place, Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         with self._lock:
@@ -106,12 +92,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def close(self) -> None:
         """Stop listening and hang up on everybody; the socket's name is free then."""
-        self.shutdown()
-        self.server_close()
-        self.place.unlink(missing_ok=True)
+        super().close()
         with self._lock:
             connections = list(self._open)
         for one in connections:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        self._thread.join()

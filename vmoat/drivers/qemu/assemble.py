@@ -217,16 +217,11 @@ def _binds(spec: VmSpec, image: Path, plan: shares.Plan, kind: str) -> list[Bind
 
 
 def _cache_certificate() -> str:
-    """What dockerd trusts for the host's image cache; "" where this machine cannot make it.
+    """What dockerd trusts for the host's image cache; "" where it is to pull by itself."""
+    from vmoat.imagecache import usable_authority
 
-    Without ``openssl`` (`vmoat doctor` tells) dockerd pulls by itself.
-    """
-    from vmoat.imagecache import Authority
-
-    try:
-        return Authority(paths.cache_authority_dir()).certificate()
-    except VmoatError:
-        return ""
+    authority = usable_authority()
+    return authority.certificate() if authority else ""
 
 
 def _write_meta(

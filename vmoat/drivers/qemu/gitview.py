@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmoat import proc
-from vmoat.companion import gitindex
+from vmoat.companion.gitindex import prepared, stamp
 from vmoat.drivers import VmSpec
 
 if TYPE_CHECKING:
@@ -161,14 +161,6 @@ def alternates(objects: Path, depth: int = 5) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _stamp(path: Path) -> list[int]:
-    try:
-        info = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return []
-    return [info.st_mtime_ns, info.st_size, info.st_ino]
-
-
 def _ref_folders(folder: Path) -> Iterator[Path]:
     yield folder
     for entry in _entries(folder):
@@ -241,17 +233,17 @@ def refresh(
         _folder(root / place, owner)
     now: dict[str, list[int]] = {}
     for source, place in view.copies:
-        now[place] = _stamp(source)
-        better = gitindex.prepared(folder.parent, source) if source == git_dir / "index" else None
+        now[place] = stamp(source)
+        better = prepared(folder.parent, source) if source == git_dir / "index" else None
         if better:
-            now[place] += _stamp(better)
+            now[place] += stamp(better)
         if now[place] != before.get(place) or not (root / place).exists():
             try:
                 _copy(better or source, root / place, owner)
             except OSError:
                 now[place] = []  # gone, or half made: next time
     for path in _watched(view):
-        now["live:" + str(path)] = _stamp(path)
+        now["live:" + str(path)] = stamp(path)
     if now == before:
         return False
     _remove_stale(root, set(before) - set(now), view.folders)

@@ -256,16 +256,26 @@ def _env(identity: Identity, grow: bool) -> str:
     return "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
 
 
+def _in_both_cases(proxies: Mapping[str, str]) -> dict[str, str]:
+    """``http_proxy`` and ``HTTP_PROXY``: programs read one or the other."""
+    return {name: value for low, value in proxies.items() for name in (low, low.upper())}
+
+
+def _environment(variables: Mapping[str, str]) -> str:
+    """A drop-in that gives a unit these variables (systemd.exec(5); ``%`` starts a specifier)."""
+    rows = (
+        'Environment="' + f"{name}={value}".replace("%", "%%").replace('"', "") + '"\n'
+        for name, value in variables.items()
+    )
+    return "[Service]\n" + "".join(rows)
+
+
 def _proxy_files(proxies: Mapping[str, str]) -> dict[str, str]:
     """For shells, apt and dockerd (what docker builds and runs: ``_docker_config``)."""
     if not proxies:
         return {}
-    pairs = [(name, value) for low, value in proxies.items() for name in (low, low.upper())]
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in pairs)
-    units = "".join(
-        'Environment="' + f"{name}={value}".replace("%", "%%").replace('"', "") + '"\n'
-        for name, value in pairs
-    )
+    variables = _in_both_cases(proxies)
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     apt = "".join(
         f'Acquire::{kind}::Proxy "{proxies[f"{kind}_proxy"].replace(chr(34), "")}";\n'
         for kind in ("http", "https")
@@ -274,7 +284,7 @@ def _proxy_files(proxies: Mapping[str, str]) -> dict[str, str]:
     return {
         "etc/profile.d/vmoat-proxy.sh": exports,
         "etc/apt/apt.conf.d/95vmoat-proxy": apt,
-        "etc/systemd/system/docker.service.d/vmoat-proxy.conf": f"[Service]\n{units}",
+        "etc/systemd/system/docker.service.d/vmoat-proxy.conf": _environment(variables),
     }
 
 
@@ -307,12 +317,10 @@ def _cache_files(certificate: str) -> dict[str, str]:
     """
     url = f"http://127.0.0.1:{CACHE_PORT}"
     proxies = {"http_proxy": url, "https_proxy": url, "no_proxy": CACHE_BYPASS}
-    pairs = [(name, value) for low, value in proxies.items() for name in (low, low.upper())]
-    pairs.append(("SSL_CERT_DIR", f"/{CACHE_CERTIFICATES}"))
-    units = "".join(f'Environment="{name}={value}"\n' for name, value in pairs)
+    variables = {**_in_both_cases(proxies), "SSL_CERT_DIR": f"/{CACHE_CERTIFICATES}"}
     return {
         f"{CACHE_CERTIFICATES}/ca.crt": certificate,
-        CACHE_UNIT: f"[Service]\n{units}" if certificate else "",
+        CACHE_UNIT: _environment(variables) if certificate else "",
     }
 
 
