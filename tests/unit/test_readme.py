@@ -79,7 +79,7 @@ def test_the_lines_work_on_a_bare_debian(name: str) -> None:
 def test_what_the_lines_end_in() -> None:
     text = README.read_text()
     assert line(text, "demo").endswith(".venv/bin/vmoat demo")
-    assert line(text, "test").endswith(".venv/bin/python -m pytest")
+    assert line(text, "test").endswith(".venv/bin/python -m pytest tests/integration")
 
 
 def test_every_exit_code_is_told() -> None:
