@@ -6,7 +6,7 @@ import shlex
 
 from vmoat.context import Context
 from vmoat.guestwork import run_unit
-from vmoat.stage import Stage
+from vmoat.stage import Stage, list_changes
 from vmoat.state import Values
 
 
@@ -24,10 +24,8 @@ def check(ctx: Context, values: Values) -> str:
         return "never run"
     if values.get("disk") != ctx.status.disk:
         return "a new disk"
-    added = sorted(set(packages) - set(values.get("packages", ())))
-    removed = sorted(set(values.get("packages", ())) - set(packages))
-    changes = [f"+{name}" for name in added] + [f"-{name}" for name in removed]
-    return f"the package list changed: {' '.join(changes)}" if changes else ""
+    changes = list_changes(values.get("packages", ()), packages)
+    return f"the package list changed: {changes}" if changes else ""
 
 
 def work(ctx: Context) -> Values:

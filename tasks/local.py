@@ -6,7 +6,7 @@ from vmoat import localfolders
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.guestwork import required_facts
-from vmoat.stage import Stage, digest
+from vmoat.stage import Stage, digest, list_changes
 from vmoat.state import Values
 
 LIMIT = 60.0
@@ -26,11 +26,8 @@ def check(ctx: Context, values: Values) -> str:
     wanted = ctx.settings.mounts_local
     if not values:
         return "never run"
-    had = values.get("folders", ())
-    changes = [f"+{name}" for name in wanted if name not in had]
-    changes += [f"-{name}" for name in had if name not in wanted]
-    if changes:
-        return f"the list changed: {' '.join(changes)}"
+    if changes := list_changes(values.get("folders", ()), wanted):
+        return f"the list changed: {changes}"
     for name in wanted:
         if not localfolders.there(ctx.worktree.path, name):
             return f"{name} is no folder on the host any more"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,13 @@ class Stage:
             if (made := ctx.store.values(name).get("made")) is not None
         }
         return values
+
+
+def list_changes(had: Iterable[str], wanted: Iterable[str]) -> str:
+    """What was added to a list of names, and taken from it: ``+a -b``; "" where nothing was."""
+    had, wanted = set(had), set(wanted)
+    added = [f"+{name}" for name in sorted(wanted - had)]
+    return " ".join([*added, *(f"-{name}" for name in sorted(had - wanted))])
 
 
 def digest(*parts: Any) -> str:

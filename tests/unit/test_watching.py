@@ -215,11 +215,11 @@ def test_records_are_what_the_helper_reads() -> None:
 class Helper:
     """The guest's helper, and a feed that tells it of a folder."""
 
-    def __init__(self, top: Path, place: Path) -> None:
+    def __init__(self, top: Path, place: Path, *more: str) -> None:
         self.top = top
         self.socket = place / "w"
         self.process = subprocess.Popen(
-            ["perl", str(HELPER), str(self.socket), str(place / "state")],
+            ["perl", str(HELPER), str(self.socket), str(place / "state"), *more],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert wait_until(self.socket.exists, 20)
@@ -343,6 +343,25 @@ def test_what_the_guest_wrote_itself_is_not_said_twice(helper: Helper) -> None:
     helper.feed.tell([Change("src/a", (1, 1))])
     assert wait_until(lambda: any(name == "a" for _, name in watch.read()), 10)
     watch.close()
+
+
+def test_a_write_is_remembered_from_the_last_one_on(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "src").mkdir(parents=True)
+    (top / "src/log").write_text("")
+    helper = Helper(top, tmp_path, "2")
+    helper.list()
+    for number in range(6):  # for longer than it is remembered
+        (top / "src/log").write_text("x" * number)
+        time.sleep(0.5)
+    watch = Inotify(top / "src")
+    helper.tell("src/log")
+    assert watch.read() == []
+    time.sleep(2.5)
+    helper.tell("src/log")
+    assert any(name == "log" for _, name in watch.read())
+    watch.close()
+    assert helper.end() == ""
 
 
 def test_git_asks_through_the_helper(helper: Helper) -> None:

@@ -66,7 +66,8 @@ class Companion:
         self._open = self.ways.open(self.ctx.guest.connection)
         if self.watch:
             self.watch.connect()
-            self.watch.prepare_index()
+            if self.ctx.settings.walls and not self.ctx.settings.git_writable:
+                self.watch.prepare_index()  # only the walls' view of git shows it
 
     def settled(self) -> bool:
         """Whether everything is connected."""
