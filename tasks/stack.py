@@ -146,6 +146,7 @@ def start_docker(ctx: Context) -> None:
                 raise
         ctx.notice("the guest is rebooting, or its connection broke: waiting for it")
         _await_guest(ctx, before)
+        ctx.forget_facts()  # the last answer may be from the old boot, and the next go on record
 
 
 def _await_guest(ctx: Context, before: str) -> None:
