@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from vmoat import localfolders
+from vmoat import dockercontext, localfolders
 from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
@@ -71,6 +71,10 @@ def work(ctx: Context) -> Values:
     ctx.driver.start(ctx.spec, ctx.notice)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
+    if warning := dockercontext.ensure(
+        ctx.instance.name, ctx.instance.vm_id, ctx.worktree.path
+    ):
+        ctx.notice(warning)
     companion.ensure(ctx)
     companion.ready(ctx, WAYS_LIMIT, "open")  # dockerd pulls through one of them
     status = ctx.status

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from vmoat.dockercontext import GUEST_SOCKET
 from vmoat.errors import VmoatError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Docker:
 
     def _ask(self) -> None:
         try:
-            path = self._connection.channel("docker", "/run/docker.sock")
+            path = self._connection.channel("docker", GUEST_SOCKET)
             status, text = get(path, "/containers/json?all=1", "docker")
             self.listing = json.loads(text) if status == 200 else []
             self.answered = status == 200
@@ -106,7 +107,7 @@ class Usage:
 
     def _ask(self) -> None:
         with contextlib.suppress(OSError, ValueError, VmoatError):
-            path = self._connection.channel("docker", "/run/docker.sock")
+            path = self._connection.channel("docker", GUEST_SOCKET)
             status, text = get(path, "/system/df", "docker", limit=self._limit)
             if status == 200:
                 self.parts = usage(json.loads(text))

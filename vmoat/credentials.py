@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmoat import proc
+from vmoat.dockercontext import config_folder
 from vmoat.errors import VmoatError
 from vmoat.unixserver import LineServer
 
@@ -174,11 +175,6 @@ class Credentials:
         A socket that a dead process left there is replaced.  Raises OSError where it can't be made.
         """
         return Server(path, self.answer)
-
-
-def config_folder(env: Mapping[str, str]) -> Path:
-    """docker's config folder."""
-    return Path(env.get("DOCKER_CONFIG") or Path(os.path.expanduser("~")) / ".docker")
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -57,11 +57,13 @@ class Container:
     oneoff: bool
     created: int
     ports: tuple[tuple[int, int], ...]
-    """(published, inside) for tcp"""
+    """(published, inside) of each tcp port; its IPv4 and IPv6 twins are one, a range is many."""
     restarts: int = 0
     """Asked with ``inspect`` only, which is done for those that have just started."""
     up_seconds: float = float("inf")
     """Since its last start; ``inf`` from a minute on, and for one that does not run."""
+    udp: tuple[int, ...] = ()
+    """The published udp ports, which no ssh forward can carry."""
 
     @property
     def failed(self) -> bool:
@@ -221,18 +223,21 @@ def _container(entry: Mapping[str, Any], more: Mapping[str, Any] | None) -> Cont
         health=health[1] if health else "",
         oneoff=labels.get("com.docker.compose.oneoff") == "True",
         created=int(entry.get("Created", 0)),
-        ports=tuple(
-            sorted(
-                {
-                    (int(port["PublicPort"]), int(port["PrivatePort"]))
-                    for port in entry.get("Ports") or ()
-                    if port.get("Type") == "tcp" and port.get("PublicPort")
-                }
-            )
-        ),
+        ports=tuple(sorted({(public, private) for kind, public, private in _published(entry)
+                            if kind == "tcp"})),
+        udp=tuple(sorted({public for kind, public, _ in _published(entry) if kind == "udp"})),
         restarts=int(more.get("RestartCount", 0)) if more else 0,
         up_seconds=_up_seconds(status),
     )
+
+
+def _published(entry: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    """(protocol, published, inside) of each port; dockerd lists IPv4 and IPv6 one by one."""
+    return [
+        (str(port.get("Type")), int(port["PublicPort"]), int(port["PrivatePort"]))
+        for port in entry.get("Ports") or ()
+        if port.get("PublicPort")
+    ]
 
 
 def _up_seconds(status: str) -> float:

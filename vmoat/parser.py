@@ -115,9 +115,20 @@ COMMANDS = (
     ),
     Command("ssh-config", "inside", "print a block for ~/.ssh/config: VS Code, rsync, scp"),
     Command(
+        "env", "environment", "print DOCKER_HOST for a shell: eval \"$(vmoat env)\"",
+        (
+            arg("--shell", choices=("sh", "fish"), metavar="SHELL",
+                help="sh (bash, zsh too) or fish; else by $SHELL"),
+            _JSON,
+        ),
+        function="environment",
+    ),
+    Command(
         "tunnel", "ports", "forward ports of the VM to the host's loopback",
         (
             arg("ports", nargs="*", metavar="PORT", help="GUEST or GUEST:HOST; else discovered"),
+            arg("--open", action="store_true",
+                help="open the health URL's, or the first, in the browser"),
             _JSON,
         ),
     ),
@@ -179,6 +190,8 @@ COMMANDS = (
         (arg("--keep", action="store_true", help="leave the repository and its VM"),
          arg("--dir", metavar="DIR", help="where to put it")),
     ),
+    Command("completion", "help", "print the completion of bash, zsh or fish",
+            (arg("shell", choices=("bash", "zsh", "fish")),)),
     Command("help", "help", "this text, a command's, or a page (walls, config)",
             (arg("topic", nargs="?", metavar="TOPIC"),), function="show"),
     Command("version", "help", "print the version"),

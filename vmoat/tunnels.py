@@ -13,7 +13,9 @@ import os
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+from vmoat import instance, paths
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Facts
@@ -88,6 +90,48 @@ def published(ctx: Context) -> dict[int, str]:
             for port, _ in container.ports:
                 found.setdefault(port, container.service or container.name)
     return found
+
+
+def left_out(ctx: Context) -> list[str]:
+    """What the running containers publish and no ssh forward carries, for a person."""
+    facts = ctx.facts()
+    return [
+        f"{port}/udp of {container.service or container.name} is left out: ssh forwards no udp"
+        for container in (facts.containers if facts else ())
+        if container.state == "running"
+        for port in container.udp
+    ]
+
+
+def holder(port: int, mine: str) -> str:
+    """The worktree whose tunnel holds this port of the host; "" where it is none of vmoat's.
+
+    ``mine``: the name of the VM that asks.
+    """
+    for file in sorted(paths.vms_dir().glob(f"[!.]*/{RECORD}")):
+        name = file.parent.name
+        if name != mine and port in Record(file).read():
+            owner = instance.read_owner(name)
+            return str(owner.worktree) if owner else name
+    return ""
+
+
+def remapped(ctx: Context, tunnel: Tunnel) -> str:
+    """Why a tunnel has another port than the VM's own; "" where it has the same."""
+    if tunnel.host == tunnel.guest:
+        return ""
+    if where := holder(tunnel.guest, ctx.instance.name):
+        return f"localhost:{tunnel.guest} is the tunnel of {where}"
+    return "" if is_free(tunnel.guest) else f"something else on this machine holds {tunnel.guest}"
+
+
+def first_page(ctx: Context, opened: Sequence[Tunnel]) -> str:
+    """What a person wants to see: the health URL's page, else the first tunnel's."""
+    url = urlsplit(ctx.settings.health_url or "")
+    for tunnel in opened:
+        if url.hostname and tunnel.guest == (url.port or 80):
+            return f"{tunnel.url}/"
+    return f"{opened[0].url}/"
 
 
 def open_tunnels(ctx: Context) -> list[Tunnel]:

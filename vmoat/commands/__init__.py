@@ -38,8 +38,10 @@ def start(args: argparse.Namespace) -> Path:
 
 
 def attend(ctx: Context) -> None:
-    """See that a VM that runs has its companion: it may have been killed."""
+    """See that a VM that runs has its companion, which may have been killed, and its context."""
     if ctx.status.state == "running":
+        from vmoat import dockercontext
         from vmoat.companion import process
 
         process.ensure(ctx)
+        dockercontext.ensure(ctx.instance.name, ctx.instance.vm_id, ctx.worktree.path)

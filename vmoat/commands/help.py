@@ -1,4 +1,4 @@
-"""help and version."""
+"""help, completion and version."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ PAGES = ("walls",)
 
 def version(args: argparse.Namespace, out: Output) -> int:
     out.answer(f"vmoat {__version__}")
+    return int(Code.OK)
+
+
+def completion(args: argparse.Namespace, out: Output) -> int:
+    """The shell's function; `vmoat` itself answers it (``vmoat.completion``)."""
+    from vmoat.completion import script
+
+    out.answer(script(args.shell).strip("\n"))
     return int(Code.OK)
 
 

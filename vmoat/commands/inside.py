@@ -58,24 +58,25 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         raise VmoatError(
             "`exec` wants a command", hint="`vmoat ssh` opens a shell", code=Code.USAGE
         )
-    return _running(args, out).guest.exec(args.rest, tty=False)
+    return running(args, out).guest.exec(args.rest, tty=False)
 
 
 def ssh(args: argparse.Namespace, out: Output) -> int:
     """A shell, or a command on a terminal where there is one."""
-    return _running(args, out).guest.exec(args.rest, tty=_terminal())
+    return running(args, out).guest.exec(args.rest, tty=_terminal())
 
 
 def copy(args: argparse.Namespace, out: Output) -> int:
     """Copy files and folders to or from the VM."""
     from vmoat import copying
 
-    ctx = _running(args, out)
+    ctx = running(args, out)
     copying.copy(ctx.guest, args.paths, recursive=args.recursive, notice=out.warn)
     return int(Code.OK)
 
 
-def _running(args: argparse.Namespace, out: Output) -> Context:
+def running(args: argparse.Namespace, out: Output) -> Context:
+    """The worktree's VM, connected and attended; raises VM where it does not run."""
     ctx = context(args)
     if ctx.status.state != "running":
         reasons = f" ({'; '.join(ctx.status.reasons)})" if ctx.status.reasons else ""

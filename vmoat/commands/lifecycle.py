@@ -7,7 +7,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from vmoat import drivers, graph, instance, paths, tunnels, view, watch
+from vmoat import dockercontext, drivers, graph, instance, paths, tunnels, view, watch
 from vmoat.commands import attend, context
 from vmoat.companion import process as companion
 from vmoat.context import Context
@@ -306,6 +306,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
 
 def _remove(driver: str, mine: instance.Instance) -> None:
     drivers.load(driver).delete(mine.name)
+    dockercontext.remove(mine.name, mine.vm_id)
     instance.release(mine)
 
 

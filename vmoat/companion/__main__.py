@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmoat import credentials, paths
+from vmoat import credentials, dockercontext, paths
 from vmoat.companion import feed, gitindex, process
 from vmoat.companion.tree import Tree
 from vmoat.companion.watching import Batch, Journal, Watching, wait_until
@@ -63,7 +63,10 @@ class Companion:
 
     def _connect(self) -> None:
         self.ctx.guest.connect(CONNECT_LIMIT)
-        self._open = self.ways.open(self.ctx.guest.connection)
+        connection, before = self.ctx.guest.connection, self.ways.master
+        self._open = self.ways.open(connection)
+        if self.ways.master != before:  # so the docker context is there without a command
+            connection.channel("docker", dockercontext.GUEST_SOCKET)
         if self.watch:
             self.watch.connect()
             if self.ctx.settings.walls and not self.ctx.settings.git_writable:

@@ -32,7 +32,8 @@ class Ways:
     """All ways back of one VM; ``folder`` holds the host's ends."""
 
     def __init__(self, ways: list[Way], folder: Path) -> None:
-        self._master: tuple[int, int] = (0, 0)
+        self.master: tuple[int, int] = (0, 0)
+        """The master that they are open at, known by its socket."""
         self._ends = [(way, folder / f"from-{way.name}") for way in ways]
         self._servers = [way.serve(end) for way, end in self._ends]
 
@@ -43,13 +44,13 @@ class Ways:
         """
         info = connection.socket().stat()
         master = (info.st_ino, info.st_ctime_ns)
-        if master == self._master:
+        if master == self.master:
             return True
         for way, end in self._ends:
             rc, _ = connection.control("forward", "-R", f"{way.guest}:{end}")
             if rc != 0:
                 return False
-        self._master = master
+        self.master = master
         return True
 
     def close(self) -> None:
