@@ -36,7 +36,7 @@ def check(ctx: Context, values: Values) -> str:
         return f"the VM is {status.state}: {'; '.join(status.reasons) or 'it did not finish'}"
     if values.get("boot") != status.boot:
         return "its start was not finished"
-    changed = what_changed(values.get("spec", {}), facts_of(ctx.spec))
+    changed = what_changed(values.get("spec", {}), facts_of(ctx.spec), fixed(ctx))
     if changed:
         return changed
     return "" if ctx.facts() else "the VM runs, but ssh does not answer"
@@ -49,7 +49,7 @@ def work(ctx: Context) -> Values:
     status = ctx.status
     running = status.state in ("running", "paused", "starting", "broken")
     recorded = values.get("spec", {}) if values.get("boot") == status.boot else {}
-    changed = what_changed(recorded, facts_of(ctx.spec)) if recorded else ""
+    changed = what_changed(recorded, facts_of(ctx.spec), fixed(ctx)) if recorded else ""
     if running and changed:
         ctx.notice(f"{changed}: the VM is restarted")
         with contextlib.suppress(VmoatError):
@@ -77,12 +77,15 @@ def work(ctx: Context) -> Values:
         ctx.notice(warning)
     companion.ensure(ctx)
     companion.ready(ctx, WAYS_LIMIT, "open")  # dockerd pulls through one of them
+    spec, had = facts_of(ctx.spec), values.get("spec", {})
+    if values.get("disk") == ctx.status.disk:
+        spec.update({key: had[key] for key in fixed(ctx) if key in had})
     status = ctx.status
     # Its disk is what the VM has made: what was installed there outlives a boot.
     return {
         "boot": status.boot,
         "disk": status.disk,
-        "spec": facts_of(ctx.spec),
+        "spec": spec,
         "made": status.disk,
     }
 
@@ -109,7 +112,8 @@ def facts_of(spec: VmSpec) -> dict[str, Any]:
         "shares": [f"{share.path}:{'rw' if share.writable else 'ro'}" for share in spec.shares],
         "walls": [spec.walls, spec.network_open, spec.git_writable],
         "mount_type": spec.mount_type,
-        "args": list(spec.extra_args),
+        "kind": spec.kind,
+        "args": [*spec.extra_args, *spec.start_args],
         "owner": spec.owner.uid,
         "cache": spec.image_cache,
     }
@@ -126,15 +130,23 @@ _NAMES = {
     "shares": "its shares changed",
     "walls": "its walls changed",
     "mount_type": "its mount type changed",
-    "args": "its QEMU arguments changed",
+    "kind": "vm.type changed",
+    "args": "its driver's arguments changed",
     "owner": "the worktree has another owner",
     "cache": "[cache] enabled changed",
 }
 
 
-def what_changed(old: dict[str, Any], new: dict[str, Any]) -> str:
+def fixed(ctx: Context) -> tuple[str, ...]:
+    """What a VM of this driver keeps as it was made."""
+    return ctx.driver.features.fixed
+
+
+def what_changed(old: dict[str, Any], new: dict[str, Any], fixed: tuple[str, ...] = ()) -> str:
     """The first thing that a restart is needed for; "" where the VM is as asked."""
     for key, name in _NAMES.items():
+        if key in fixed or (key == "kind" and key not in old):  # recorded by an older vmoat
+            continue
         was, now = old.get(key), new[key]
         if key == "disk":
             if now > (was or 0):  # a disk never shrinks

@@ -233,6 +233,9 @@ def make_spec(
         mirror=settings.image_mirror,
         image_cache=settings.cache_enabled,
         local=settings.mounts_local,
+        kind=settings.vm_type,
+        start_args=settings.colima_start_args,
+        layers=settings.layers_enabled,
     )
 
 

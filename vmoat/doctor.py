@@ -84,6 +84,11 @@ class Facts:
     unwritable: tuple[str, ...] = ()
     wsl: int = 0
     container: str = ""
+    driver: str = "qemu"
+    worktree: str = ""
+    """Where the doctor was asked."""
+    foreign: tuple[str, ...] = ()
+    """VMs of the shell tool in the user's own Colima home."""
 
 
 @dataclass(frozen=True)
@@ -373,8 +378,13 @@ CHECKS = (
 
 def examine(facts: Facts) -> list[Finding]:
     """Every check that has something to say on this machine, in the table's order."""
-    asked = [(check, check.ask(facts)) for check in CHECKS]
-    if facts.system != "Linux":
+    checks: Sequence[Check] = CHECKS
+    if facts.driver == "colima":
+        from vmoat import doctorcolima
+
+        checks = doctorcolima.CHECKS
+    asked = [(check, check.ask(facts)) for check in checks]
+    if facts.system != "Linux" and facts.driver != "colima":
         asked = asked[:2]
     return [Finding(check.name, check.purpose, verdict) for check, verdict in asked if verdict]
 

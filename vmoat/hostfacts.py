@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from vmoat import hostfix, paths, proc
+from vmoat import drivers, hostfix, paths, proc
 from vmoat.config.settings import Settings
 from vmoat.doctor import QEMU, Facts
 from vmoat.drivers.qemu import virtiofs
@@ -29,6 +29,12 @@ def gather(settings: Settings) -> Facts:
     """Look at everything; takes a second, most of it asking programs for their version."""
     machine = "aarch64" if platform.machine() == "arm64" else platform.machine()
     found = programs(machine)
+    driver = settings.driver or drivers.default()
+    if driver == "colima":
+        from vmoat.drivers.colima import homes
+
+        found |= colima_programs()
+        prove_kvm()
     return Facts(
         system=platform.system(),
         machine=machine,
@@ -63,7 +69,26 @@ def gather(settings: Settings) -> Facts:
         descriptors=virtiofs.descriptors(),
         wsl=wsl(read("/proc/sys/kernel/osrelease")),
         container=container(),
+        driver=driver,
+        worktree=os.getcwd(),
+        foreign=tuple(homes.user_vms(settings.vm_prefix)) if driver == "colima" else (),
     )
+
+
+def colima_programs() -> dict[str, str]:
+    """Those that the colima driver needs, with the line that tells their version."""
+    found = {name: "" for name in ("docker", "ssh-keyscan") if proc.which(name)}
+    for name, words in (("colima", ["colima", "version"]), ("limactl", ["limactl", "--version"])):
+        if proc.which(name):
+            found[name] = first_line(words)
+    return found
+
+
+def prove_kvm() -> None:
+    """Try KVM as the colima driver does, so that its verdict is known."""
+    from vmoat.drivers.colima import machine
+
+    machine.host()
 
 
 def read(path: str | Path) -> str:
@@ -94,8 +119,13 @@ def programs(machine: str) -> dict[str, str]:
 
 
 def version_line(name: str) -> str:
+    return first_line([name, "--version"])
+
+
+def first_line(words: list[str]) -> str:
+    """What a program says first; "" where it cannot be asked."""
     try:
-        answer = proc.run([name, "--version"], check=False, timeout=20)
+        answer = proc.run(words, check=False, timeout=20)
     except VmoatError:
         return ""
     return (answer.out or answer.err).partition("\n")[0]
@@ -163,6 +193,9 @@ def kvm(machine: str) -> dict[str, str]:
 def memory(meminfo: str) -> tuple[float, float]:
     """All memory and what is available, GiB, from /proc/meminfo."""
     rows = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.MULTILINE))
+    if not rows:  # macOS has no such file, and lends what is free to its cache
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return whole, whole
     return int(rows.get("MemTotal", 0)) / 2**20, int(rows.get("MemAvailable", 0)) / 2**20
 
 

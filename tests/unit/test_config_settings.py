@@ -87,7 +87,7 @@ def test_every_default_is_the_closed_state_of_its_wall() -> None:
     assert opened == {"credentials.docker", "credentials.registries"}
     assert not any(s.widened_by(s.closed) for s in SETTINGS if s.key in opened)
     assert {s.key for s in SETTINGS if s.widens} == {
-        "walls", "mounts.share", "git.writable", "network.open", "qemu.args",
+        "walls", "mounts.share", "git.writable", "network.open", "qemu.args", "colima.start_args",
         "ssh.forward_agent", "image.mirror", "credentials.docker", "credentials.registries",
         "cache.size", "cache.registries",
     }  # fmt: skip

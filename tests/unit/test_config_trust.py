@@ -22,6 +22,7 @@ WIDE = {
     "git.writable": "true",
     "network.open": "true",
     "qemu.args": '["-nic", "user"]',
+    "colima.start_args": '["--mount", "/"]',
     "ssh.forward_agent": "true",
     "credentials.docker": "true",
     "credentials.registries": '["ghcr.io"]',

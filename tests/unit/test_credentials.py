@@ -631,8 +631,7 @@ def test_a_registry_is_a_host(tree: Path, item: str) -> None:
 
 def docker_config(home: Path, ours: Path) -> None:
     """The boot script's own function, on a home folder."""
-    text = meta.BOOT_END.replace("/etc/vmoat/docker.json", str(ours))
-    function = text[text.index("docker_config() {") : text.index("for home in /root")]
+    function = meta.DOCKER_CONFIG.replace("/etc/vmoat/docker.json", str(ours))
     subprocess.run(
         ["sh", "-uc", f"{function} docker_config '{home}'; :"], check=True, timeout=30,
         env={**os.environ, "VMOAT_UID": str(os.getuid()), "VMOAT_GID": str(os.getgid())},

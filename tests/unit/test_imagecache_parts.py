@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import threading
 import time
@@ -225,3 +226,19 @@ def test_a_tag_record_that_makes_no_sense_is_none(tmp_path: Path) -> None:
     for text in ("", "[]", "{}", '{"digest": 1, "type": 2, "size": "x"}'):
         path.write_text(text)
         assert store.recall("k") is None
+
+
+def test_the_addresses_of_a_mac() -> None:
+    """Without netlink they come from ifconfig(8), whose interface addresses are the host's own."""
+    from vmoat.imagecache import ifconfig
+
+    text = (
+        "lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384\n"
+        "\tinet 127.0.0.1 netmask 0xff000000\n\tinet6 ::1 prefixlen 128\n"
+        "en0: flags=8863<UP,BROADCAST,SMART,RUNNING,SIMPLEX,MULTICAST> mtu 1500\n"
+        "\tether 0a:00:27:00:00:01\n"
+        "\tinet6 fe80::1c2d:3e4f%en0 prefixlen 64 secured scopeid 0xb\n"
+        "\tinet 192.168.1.20 netmask 0xffffff00 broadcast 192.168.1.255\n"
+    )
+    found = [socket.inet_ntop(family, data) for family, _, _, data in ifconfig.parsed(text)]
+    assert found == ["127.0.0.1", "::1", "fe80::1c2d:3e4f", "192.168.1.20"]

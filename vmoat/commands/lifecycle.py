@@ -115,8 +115,23 @@ def warn(ctx: Context, out: Output) -> None:
     from vmoat.seeds import seeds
 
     missing = [missing_seed(seed.path) for seed in seeds(ctx) if seed.state == "missing"]
-    for text in (*ctx.settings.warnings, *missing):
+    for text in (*ctx.settings.warnings, *missing, *kept_as_made(ctx)):
         out.warn(text)
+
+
+def kept_as_made(ctx: Context) -> list[str]:
+    """What the config asks for and only a new VM of this driver can have, a line each."""
+    had = ctx.store.values("vm").get("spec", {})
+    wanted = {
+        "kind": ("vm.type", ctx.settings.vm_type),
+        "mount_type": ("vm.mount_type", ctx.settings.vm_mount_type),
+    }
+    return [
+        f'{wanted[key][0]} stays "{had[key]}" (the config asks for "{wanted[key][1]}"): '
+        "`vmoat destroy`, then `vmoat up`, makes a VM that has it"
+        for key in ctx.driver.features.fixed
+        if key in had and had[key] != wanted[key][1]
+    ]
 
 
 def missing_seed(path: str) -> str:
@@ -174,7 +189,7 @@ def notes(ctx: Context) -> list[str]:
     """What a plan should say besides: a detected command, a seed that differs from main's."""
     from vmoat.seeds import differs, seeds
 
-    found = []
+    found = kept_as_made(ctx)
     with contextlib.suppress(VmoatError):
         command = stack_command(ctx)
         found.append(f"CMD_UP, {command.told()}")

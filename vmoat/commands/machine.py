@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from vmoat import doctor as rules
-from vmoat import hostfacts, hostfix, paths, proc, worktree
+from vmoat import drivers, hostfacts, hostfix, paths, proc, worktree
 from vmoat.config import settings as config
 from vmoat.context import host_size
 from vmoat.drivers.qemu import disks
@@ -118,7 +118,15 @@ def _run_step(argv: list[str], facts: rules.Facts, out: Output) -> None:
 
 def image(args: argparse.Namespace, out: Output) -> int:
     """build, ls, rm, export, import, digest."""
-    mirror = user_settings().image_mirror
+    settings = user_settings()
+    driver = drivers.load(settings.driver)
+    if not driver.features.golden_image:
+        raise VmoatError(
+            f"the driver {driver.name} uses no image of vmoat's own",
+            hint=f"`{driver.name}` keeps its own; driver = \"qemu\" in your config has one",
+            code=Code.USAGE,
+        )
+    mirror = settings.image_mirror
     actions = {
         "build": _build,
         "ls": _list,

@@ -174,6 +174,8 @@ class Watch:
 
     def prepare_index(self) -> None:
         """Give the guest git's index with what is known here, whenever there is another one."""
+        if not self._ctx.driver.features.git_index:
+            return
         tree = self._ctx.worktree
         stamp, token = self._index
         now = gitindex.stamp(gitindex.index_of(tree))

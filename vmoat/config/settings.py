@@ -84,6 +84,8 @@ class Settings:
     git_writable: bool
     network_open: bool
     qemu_args: tuple[str, ...]
+    colima_start_args: tuple[str, ...]
+    layers_enabled: bool
     watch_enabled: bool
     ssh_forward_agent: bool
     credentials_docker: bool

@@ -315,6 +315,22 @@ SETTINGS: tuple[Setting, ...] = (
         example=("-device", "virtio-rng-pci"),
     ),
     Setting(
+        "colima.start_args",
+        "args",
+        (),
+        "More arguments for `colima start`.",
+        widens=True,
+        example=("--disk-image", "/srv/images/guest.qcow2", "--force-disk-image"),
+    ),
+    Setting(
+        "layers.enabled",
+        "bool",
+        True,
+        "Let a new VM's Docker data begin as a copy of another of the repository (colima): "
+        "images and build cache are there, its containers and volumes are left out.",
+        example=True,
+    ),
+    Setting(
         "watch.enabled",
         "bool",
         True,
@@ -404,6 +420,8 @@ SECTIONS: dict[str, str] = {
     "git": "The repository",
     "network": "The network",
     "qemu": "QEMU",
+    "colima": "Colima",
+    "layers": "What a new VM begins with",
     "watch": "Edits on the host",
     "ssh": "ssh",
     "credentials": "Logins of the host",

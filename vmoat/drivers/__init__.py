@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,12 +67,21 @@ class VmSpec:
     """Whether dockerd pulls through the host's image cache."""
     local: tuple[str, ...] = ()
     """Folders of the worktree that lie on the VM's data disk; also changed while it runs."""
+    kind: str = ""
+    """``vm.type``: what runs it, where a driver has more than one."""
+    start_args: tuple[str, ...] = ()
+    """More words for the program that the driver starts VMs with."""
+    layers: bool = True
+    """Whether a new VM's data may begin as a copy of another one's of the same repository."""
 
     def digest(self) -> str:
         """What a running VM must have been started with to count as this one."""
         facts = asdict(self)
-        facts.pop("mirror")
-        facts.pop("local")
+        for name in ("mirror", "local", "layers"):
+            facts.pop(name)
+        for name in ("kind", "start_args"):
+            if not facts[name]:
+                facts.pop(name)
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -114,6 +124,10 @@ class Features:
     golden_image: bool = False
     resize: bool = False
     snapshots: bool = False
+    fixed: tuple[str, ...] = ()
+    """Facts of a VM (``mount_type``, ``kind``) that only a new one can have otherwise."""
+    git_index: bool = True
+    """Whether the guest can be shown a prepared copy of git's index (``companion.gitindex``)."""
 
 
 class Driver(Protocol):
@@ -176,15 +190,22 @@ class Driver(Protocol):
 
 def default() -> str:
     """The name of this platform's own driver."""
-    return "qemu"
+    return "colima" if sys.platform == "darwin" else "qemu"
 
 
 def load(name: str) -> Driver:
     """The driver of that name ("" is this platform's own)."""
-    if name in ("", "qemu"):
+    name = name or default()
+    if name == "qemu":
         from vmoat.drivers.qemu.driver import QemuDriver
 
         return QemuDriver()
+    if name == "colima":
+        from vmoat.drivers.colima.driver import ColimaDriver
+
+        return ColimaDriver()
     raise VmoatError(
-        f"there is no driver `{name}`", hint='set driver = "qemu" in vmoat.toml', code=Code.CONFIG
+        f"there is no driver `{name}`",
+        hint='set driver = "qemu" or "colima" in vmoat.toml',
+        code=Code.CONFIG,
     )

@@ -27,6 +27,14 @@ Address = tuple[socket.AddressFamily, tuple[str, int]]
 """A family and what ``socket.connect`` takes."""
 
 
+def _addresses() -> list[tuple[int, int, int, bytes]]:
+    if hasattr(socket, "AF_NETLINK"):
+        return host_addresses()
+    from vmoat.imagecache import ifconfig
+
+    return ifconfig.addresses()
+
+
 class Refused(Exception):  # noqa: N818  (not an error of ours: the answer to a request)
     """The request leads where a VM may not go; the text tells the user why."""
 
@@ -144,7 +152,7 @@ class Walls:
     def _denied(self) -> Denied:
         """The deny list as of now; where the kernel does not answer, the last one."""
         try:
-            self._last = host_denied(host_addresses(), dict(socket.if_nameindex()))
+            self._last = host_denied(_addresses(), dict(socket.if_nameindex()))
         except OSError:
             if self._last is None:
                 raise Refused("the host's addresses cannot be read") from None

@@ -183,31 +183,17 @@ check() { # a virtiofsd that no guest has tried yet
 modprobe -a -b -q 9pnet_virtio 9p overlay @VIRTIOFS@
 """
 
-BOOT_END = """\
-[ ! -s @LOCAL@ ] || sh @LOCAL@ >/dev/kmsg 2>&1
-# which disks these are: written once, by their first boot
-[ -s /etc/vmoat/disk-id ] || echo "$VMOAT_DISK" >/etc/vmoat/disk-id
-if there /data; then
-  [ -s /data/.vmoat-disk ] || echo "$VMOAT_DATA" >/data/.vmoat-disk
-  cat /data/.vmoat-disk >/run/vmoat/data-id
-  [ -z "$VMOAT_GROW" ] || resize2fs /dev/vdb >/dev/null 2>&1 || say "cannot grow the data disk"
-else
-  say "the data disk is not mounted"; failed=1
-fi
-# which boot this is: the host's token; a reboot from inside repeats it and is counted
-n=0 last=
-[ -r /var/lib/vmoat/boots ] && read -r last n </var/lib/vmoat/boots
-[ "$last" = "$VMOAT_TOKEN" ] || n=0
-n=$((n + 1))
-echo "$VMOAT_TOKEN $n" >/var/lib/vmoat/boots
-boot=$VMOAT_TOKEN
-[ $n = 1 ] || boot=$VMOAT_TOKEN.$n
+CERTIFICATES = """\
 if [ -s /etc/vmoat/extra.crt ] && ! cmp -s /etc/vmoat/extra.crt /var/lib/vmoat/extra.crt; then
   bundle=/etc/ssl/certs/ca-certificates.crt
   [ -e /var/lib/vmoat/stock.crt ] || cp $bundle /var/lib/vmoat/stock.crt
   cat /var/lib/vmoat/stock.crt /etc/vmoat/extra.crt >$bundle.new && mv $bundle.new $bundle
   cp /etc/vmoat/extra.crt /var/lib/vmoat/extra.crt
 fi
+"""
+"""The host's extra certificates, beside the guest's own."""
+
+DOCKER_CONFIG = """\
 docker_config() { # home: docker's settings, merged into what the user has
   [ -d "$1" ] || return
   file=$1/.docker/config.json own=
@@ -229,6 +215,28 @@ docker_config() { # home: docker's settings, merged into what the user has
   fi
   [ "$1" = /root ] || chown "$VMOAT_UID:$VMOAT_GID" "$1/.docker" "$file"
 }
+"""
+
+BOOT_END = """\
+[ ! -s @LOCAL@ ] || sh @LOCAL@ >/dev/kmsg 2>&1
+# which disks these are: written once, by their first boot
+[ -s /etc/vmoat/disk-id ] || echo "$VMOAT_DISK" >/etc/vmoat/disk-id
+if there /data; then
+  [ -s /data/.vmoat-disk ] || echo "$VMOAT_DATA" >/data/.vmoat-disk
+  cat /data/.vmoat-disk >/run/vmoat/data-id
+  [ -z "$VMOAT_GROW" ] || resize2fs /dev/vdb >/dev/null 2>&1 || say "cannot grow the data disk"
+else
+  say "the data disk is not mounted"; failed=1
+fi
+# which boot this is: the host's token; a reboot from inside repeats it and is counted
+n=0 last=
+[ -r /var/lib/vmoat/boots ] && read -r last n </var/lib/vmoat/boots
+[ "$last" = "$VMOAT_TOKEN" ] || n=0
+n=$((n + 1))
+echo "$VMOAT_TOKEN $n" >/var/lib/vmoat/boots
+boot=$VMOAT_TOKEN
+[ $n = 1 ] || boot=$VMOAT_TOKEN.$n
+@CERTIFICATES@@DOCKER_CONFIG@\
 for home in /root "${VMOAT_HOME:-/home/$VMOAT_USER}"; do docker_config "$home"; done
 [ -z "$failed" ] || { echo failed >/run/vmoat/mounts-failed; }
 echo "$boot" >/run/vmoat/boot
@@ -240,6 +248,7 @@ def boot_script(mounts: Mounts) -> str:
     """The script that mounts everything and names the boot."""
     head = BOOT.replace(" @VIRTIOFS@", " virtiofs" if mounts.kind == "virtiofs" else "")
     end = BOOT_END.replace("@LOCAL@", localfolders.SCRIPT)
+    end = end.replace("@CERTIFICATES@", CERTIFICATES).replace("@DOCKER_CONFIG@", DOCKER_CONFIG)
     return head + "".join(line + "\n" for line in _mount_lines(mounts)) + end
 
 
