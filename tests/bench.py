@@ -1,8 +1,10 @@
 """How long whole commands take, each beside a yardstick of the same run.
 
-``python tests/bench.py [--runs N] [--rounds N] [--json FILE]``: medians of processes as a user
-starts them, on real VMs with four packages, a script, a seed and a health URL.  The golden image
-has to be there (it is built first, and not counted).  Run it on an idle machine.
+``python tests/bench.py [--runs N] [--rounds N] [--share] [--json FILE]``: medians of processes as a
+user starts them, on real VMs with four packages, a script, a seed and a health URL.  The golden
+image has to be there (it is built first, and not counted).  ``--share`` measures the worktree's
+share instead, by each way that this machine has (9p; virtiofs where there is a usable virtiofsd),
+beside the VM's own disk.  Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -129,6 +131,55 @@ def monitored(vm: Vm, runs: int) -> list[Row]:
     return [Row("git status, 20,000 files", here / 1e9, runs, limit, beside)]
 
 
+SHARED = ("made", "stat'ed", "removed", "written", "read")
+FILES_SHARED, MIB_SHARED = 20_000, 1024
+EDITS = 5
+
+
+def sharing(lab: Lab) -> list[Row]:
+    """20,000 small files and a large one in the worktree, and how soon a host's edit is read."""
+    from vmoat.drivers.qemu import virtiofs
+
+    main = make_repository(lab.folder / "shared", FILES)
+    rows: list[Row] = []
+    own: list[int] = []
+    for kind in ["9p", *([] if virtiofs.unusable() else ["virtiofs"])]:
+        vm = lab.vm(add_worktree(main, lab.folder / "wt" / kind, kind), main)
+        vm.env.update(VMOAT_VM_MOUNT_TYPE=kind, VMOAT_WATCH_ENABLED="false")
+        command(vm, "up", "vm")()
+        script = shlex.quote((Path(__file__).parent / "integration" / "share.sh").read_text())
+        line = f"mkdir -p out; bash -c {script} bash {FILES_SHARED} {MIB_SHARED} "
+        own = own or [int(word) for word in vm.ok(line + "/var/tmp", timeout=3600).split()]
+        times = [int(word) for word in vm.ok(line + "out", timeout=7200).split()]
+        for index, (what, mine, there) in enumerate(zip(SHARED, times, own, strict=True)):
+            name = f"{FILES_SHARED:,} files {what}" if index < 3 else f"{MIB_SHARED:,} MiB {what}"
+            beside = f"the VM's own disk: {there / 1000:.1f}"
+            rows.append(Row(f"{kind}: {name}", mine / 1000, 1, "", beside))
+        rows.append(Row(f"{kind}: a host's edit is read", edit_seen(vm), EDITS, "<= 1"))
+        command(vm, "destroy", "-f")()
+    return rows
+
+
+def edit_seen(vm: Vm) -> float:
+    """Seconds until a program in the VM that reads a file again and again has the host's edit: the
+    median of some, one command's own time included."""
+    file = vm.worktree / "edited"
+    file.write_text("0")
+    times = []
+    for number in range(1, EDITS + 1):
+        loop = f"until grep -qx {number} edited; do sleep 0.05; done"
+        reader = vm.start("exec", loop)
+        time.sleep(1.5)  # it reads by now
+        began = time.monotonic()
+        file.write_text(f"{number}\n")
+        if reader.wait(60) != 0:
+            raise SystemExit("the reader failed")
+        reader.stdout.close()
+        reader.stderr.close()
+        times.append(time.monotonic() - began)
+    return statistics.median(times)
+
+
 def measure(lab: Lab, runs: int, rounds: int) -> list[Row]:
     """Every figure; each round makes two VMs anew."""
     files = {**FILES, "vmoat.toml": FILES["vmoat.toml"].replace(APT, PACKAGES)}
@@ -166,13 +217,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="of each quick command (5)")
     parser.add_argument("--rounds", type=int, default=3, help="of two VMs made anew (3)")
+    parser.add_argument("--share", action="store_true", help="the worktree's share instead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     subprocess.run([sys.executable, "-P", "-m", "vmoat", "image", "build"], check=True)
     with tempfile.TemporaryDirectory(prefix="vmoat-bench-") as folder:
         lab = Lab(Path(folder), paths.images_dir())
         try:
-            rows = measure(lab, options.runs, options.rounds)
+            rows = sharing(lab) if options.share else measure(lab, options.runs, options.rounds)
         finally:
             lab.close()
     print(table(rows))

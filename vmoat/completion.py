@@ -134,7 +134,7 @@ def open_ports(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
 def topics(**_: Any) -> list[str]:
     """What `vmoat help` knows."""
-    return [*parser.BY_NAME, "walls", "config"]
+    return [*parser.BY_NAME, "walls", "switching", "config"]
 
 
 def images(**_: Any) -> list[str]:

@@ -192,7 +192,7 @@ COMMANDS = (
     ),
     Command("completion", "help", "print the completion of bash, zsh or fish",
             (arg("shell", choices=("bash", "zsh", "fish")),)),
-    Command("help", "help", "this text, a command's, or a page (walls, config)",
+    Command("help", "help", "this text, a command's, or a page (walls, switching, config)",
             (arg("topic", nargs="?", metavar="TOPIC"),), function="show"),
     Command("version", "help", "print the version"),
 )  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import secrets
 import shutil
 import socket
 import socketserver
@@ -126,7 +127,7 @@ class UnixHTTP(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 @docker_cli
 def test_the_real_cli_uses_it(homes: Path, folder: Path) -> None:
-    vm_id = "0123456789abcdef"
+    vm_id = secrets.token_hex(8)  # its runtime folder may be one for all tests
     assert dockercontext.ensure("wt-x", vm_id, homes / "it's ü") == ""
     server = UnixHTTP(str(dockercontext.socket_of(vm_id)), Daemon)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -151,6 +152,7 @@ def test_the_real_cli_uses_it(homes: Path, folder: Path) -> None:
     finally:
         server.shutdown()
         server.server_close()
+        shutil.rmtree(dockercontext.socket_of(vm_id).parent)
 
 
 def test_the_file_is_where_docker_looks() -> None:

@@ -1,6 +1,7 @@
 # What a shared folder is asked for all day: bash share.sh FILES MIB DIR...
 # In each DIR, FILES small files in folders of ten are made, stat'ed and removed, and a file of MIB
-# mebibytes is written (to the disk) and read (nothing of it cached); prints a line for each DIR: five times in milliseconds.
+# mebibytes is written (to the disk) and read (nothing of it cached).
+# Prints a line for each DIR: five times in milliseconds.
 set -e
 files=$1 mib=$2
 shift 2
