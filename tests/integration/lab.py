@@ -150,7 +150,9 @@ class Home:
         env = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         for name in ("state", "data", "config"):
             env[f"XDG_{name.upper()}_HOME"] = str(self.root / name)
-        env["DOCKER_CONFIG"] = str(self.root / "docker")  # nobody's logins but the tests' own
+        docker = self.root / "docker"  # nobody's logins but the tests' own
+        docker.mkdir(exist_ok=True)
+        env["DOCKER_CONFIG"] = str(docker)
         return {**env, **self.more_env, **(more or {})}
 
     def argv(self, words: Sequence[str | Path]) -> list[str]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from lab import Vm, fetch, kill, told, wait_until
 
+from vmoat import channels, dockercontext
+
 pytestmark = pytest.mark.vm
 
 SERVER = """\
@@ -53,6 +55,35 @@ def test_what_was_deleted_inside_is_the_hosts_again(vm: Vm) -> None:
         full = weight()
         assert vm.root_sh(f"rm {folder}/big")[0] == 0
         wait_until(lambda full=full, weight=weight: weight() < full - size // 2, 60)
+
+
+def names_of(context: Path) -> list[str]:
+    """What the docker context's endpoint says of its containers; [] where nobody answers."""
+    host = json.loads(context.read_text())["Endpoints"]["docker"]["Host"]
+    socket = Path(host.removeprefix("unix://"))
+    try:
+        status, text = channels.get(socket, "/containers/json", "docker")
+    except (OSError, ValueError):
+        return []
+    return [name for row in json.loads(text) for name in row["Names"]] if status == 200 else []
+
+
+def test_the_hosts_docker_reaches_the_vm_by_its_context(vm: Vm) -> None:
+    """Also after the master was killed, without a vmoat command."""
+    folder = Path(vm.home.env()["DOCKER_CONFIG"])
+    context = dockercontext.meta_file(f"vmoat-{vm.name}", folder)
+    inside = sorted("/" + name for name in vm.ok("docker ps --format '{{.Names}}'").split())
+    assert inside
+    assert sorted(names_of(context)) == inside
+    if shutil.which("docker"):
+        done = subprocess.run(
+            ["docker", "--context", f"vmoat-{vm.name}", "ps", "--format", "{{.Names}}"],
+            env=vm.home.env(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert sorted("/" + name for name in done.stdout.split()) == inside, done.stderr
+    kill(*vm.masters())
+    wait_until(lambda: sorted(names_of(context)) == inside, 60)
+    assert "DOCKER_HOST=unix://" in vm.cli("env", "--shell", "sh").stdout
 
 
 def test_status_tells_what_each_part_weighs(vm: Vm) -> None:

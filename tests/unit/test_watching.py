@@ -349,19 +349,24 @@ def test_a_write_is_remembered_from_the_last_one_on(tmp_path: Path) -> None:
     top = tmp_path / "top"
     (top / "src").mkdir(parents=True)
     (top / "src/log").write_text("")
-    helper = Helper(top, tmp_path, "2")
-    helper.list()
-    for number in range(6):  # for longer than it is remembered
-        (top / "src/log").write_text("x" * number)
-        time.sleep(0.5)
-    watch = Inotify(top / "src")
-    helper.tell("src/log")
-    assert watch.read() == []
-    time.sleep(2.5)
-    helper.tell("src/log")
-    assert any(name == "log" for _, name in watch.read())
-    watch.close()
-    assert helper.end() == ""
+    helper = Helper(top, tmp_path, "3")
+    watch = None
+    try:
+        helper.list()
+        for number in range(8):  # for longer than it is remembered
+            (top / "src/log").write_text("x" * number)
+            time.sleep(0.5)
+        watch = Inotify(top / "src")
+        helper.tell("src/log")
+        assert watch.read() == []
+        time.sleep(3.5)
+        helper.tell("src/log")
+        assert any(name == "log" for _, name in watch.read())
+    finally:
+        if watch:
+            watch.close()
+        said = helper.end()
+    assert said == ""
 
 
 def test_git_asks_through_the_helper(helper: Helper) -> None:

@@ -277,6 +277,7 @@ def test_a_wish_is_done_with_the_config_of_its_time(world: World) -> None:
     (world.tree / "vmoat.toml").write_text(text.replace("echo up", "echo another"))
     world.vmoat("up", "--detach")
     assert world.join(pid) == 0
+    world.vmoat("wait")  # on a busy machine the first was done before it was asked
     assert world.reasons() == {}
 
 
