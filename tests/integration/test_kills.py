@@ -123,6 +123,7 @@ def test_everything_is_killed_at_once_and_the_host_restarts(lab: Lab, slow: Vm) 
     assert slow.plan() == {}
 
 
+@pytest.mark.long  # as when everything is killed: another restart of the VM
 def test_the_network_process_is_killed(slow: Vm) -> None:
     """The guest is cut off: told, and repaired."""
     (slow.worktree / "build" / "be-slow").unlink()

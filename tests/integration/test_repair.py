@@ -115,6 +115,7 @@ def test_docker_s_disk_is_truncated(machine: Vm) -> None:
     assert machine.status()["state"] == "stopped"
 
 
+@pytest.mark.long  # as with truncated ones: another VM made anew
 def test_the_disks_are_deleted_by_hand(machine: Vm) -> None:
     """... under a VM that runs: it must not go on with files that nobody can see any more."""
     qemu = machine.processes()["qemu"]
