@@ -26,10 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks, at TAB
-        from vmoat.completion import run
-
-        run()
     try:
         known = _known_name() if words == ["name"] else ""
         if known:

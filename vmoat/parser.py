@@ -190,9 +190,7 @@ COMMANDS = (
         (arg("--keep", action="store_true", help="leave the repository and its VM"),
          arg("--dir", metavar="DIR", help="where to put it")),
     ),
-    Command("completion", "help", "print the completion of bash, zsh or fish",
-            (arg("shell", choices=("bash", "zsh", "fish")),)),
-    Command("help", "help", "this text, a command's, or a page (walls, switching, config)",
+    Command("help", "help", "this text, a command's, or a page (walls, config)",
             (arg("topic", nargs="?", metavar="TOPIC"),), function="show"),
     Command("version", "help", "print the version"),
 )  # fmt: skip

@@ -189,11 +189,6 @@ def named(start: Path, branch: str = "") -> Worktree:
     return _find_branch([entry for entry in _checkouts(listing) if not entry.bare], branch)
 
 
-def branches(start: Path) -> list[str]:
-    """The branches that the repository's worktrees are on; raises CONFIG outside of one."""
-    return sorted(entry.branch for entry in _checkouts(_git([*_LIST], start)) if entry.branch)
-
-
 def _find_branch(entries: list[Checkout], name: str) -> Worktree:
     matches = [e for e in entries if e.branch == name]
     matches = matches or [e for e in entries if e.path.name == name]

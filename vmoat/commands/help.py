@@ -1,4 +1,4 @@
-"""help, completion and version."""
+"""help and version."""
 
 from __future__ import annotations
 
@@ -11,19 +11,11 @@ if TYPE_CHECKING:
 
     from vmoat.output import Output
 
-PAGES = ("walls", "switching")
+PAGES = ("walls",)
 
 
 def version(args: argparse.Namespace, out: Output) -> int:
     out.answer(f"vmoat {__version__}")
-    return int(Code.OK)
-
-
-def completion(args: argparse.Namespace, out: Output) -> int:
-    """The shell's function; `vmoat` itself answers it (``vmoat.completion``)."""
-    from vmoat.completion import script
-
-    out.answer(script(args.shell).strip("\n"))
     return int(Code.OK)
 
 
