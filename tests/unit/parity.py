@@ -1,7 +1,7 @@
-"""The habits of the shell tool's users, one row each: what it did, what vmoat does, and the proof.
+"""The habits of the shell tool's users, one row each: what it did, what vmoat does, the proof.
 
-The rows are in `paritycommands.py` and `parityconf.py`; `test_parity.py` runs every row's check, and
-`vmoat/docs/switching.md` is rendered from them.  A row without ``better`` is the same here as there.
+The rows are in `paritycommands.py` and `parityconf.py`; `test_parity.py` runs the check of each
+and renders `vmoat/docs/switching.md`.  A row without ``better`` is the same here as there.
 """
 
 from __future__ import annotations
