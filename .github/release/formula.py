@@ -1,34 +1,32 @@
 """The Homebrew formula of a built sdist, on stdout.
 
-    python .github/release/formula.py --repository OWNER/NAME dist/vmoat-X.Y.Z.tar.gz
+    uv pip compile --format pylock.toml --python-platform macos -o pylock.macos.toml pyproject.toml
+    uv pip compile --format pylock.toml --python-platform linux -o pylock.linux.toml pyproject.toml
+    python .github/release/formula.py --repository OWNER/NAME dist/vmoat-X.Y.Z.tar.gz pylock.*.toml
 
 Homebrew installs Python programs from source, each dependency as a ``resource`` with its address
-and digest.  Both come from pip's own report (``pip install --dry-run --report``, format 1 of pip's
-"Installation Report"): once for the whole list, once more for each package's sdist.  Run it with a
-Python that has vmoat's dependencies (jinja2) and pip.
+and digest.  Both stand in a lock file as PEP 751 has it (``[[packages]]``, ``sdist``), which uv
+writes without building anything; pip's own report would build each package for its metadata.  Run
+it with a Python that has jinja2.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Sequence
 from email import message_from_bytes
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 
 TEMPLATE = Path(__file__).with_name("formula.rb.j2")
 PYTHON = "python@3.13"
 """Homebrew's formula of the Python that vmoat runs on there."""
-
-Report = Mapping[str, Any]
-AskPip = Callable[[Sequence[str]], Report]
 
 
 class Source(NamedTuple):
@@ -47,38 +45,22 @@ class About(NamedTuple):
     license: str
 
 
-def ask_pip(words: Sequence[str]) -> Report:
-    """pip's report of what it would install; raises SystemExit with its last words."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-               "--dry-run", "--ignore-installed", "--report", "-", *words]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"pip failed: {' '.join(words)}\n{done.stderr.strip()}")
-    report: Report = json.loads(done.stdout)
-    return report
+def resources(locks: Sequence[Path]) -> list[Source]:
+    """The sdists of everything that vmoat needs on these platforms, by name.
 
-
-def resources(sdist: Path, ask: AskPip = ask_pip) -> list[Source]:
-    """The sdists of everything that vmoat needs, by name."""
-    pinned = [
-        (item["metadata"]["name"], item["metadata"]["version"])
-        for item in ask([str(sdist)])["install"]
-        if not item.get("requested", False)
-    ]
-    return [_sdist_of(name, version, ask) for name, version in sorted(pinned, key=_by_name)]
-
-
-def _by_name(pin: tuple[str, str]) -> str:
-    return pin[0].lower()
-
-
-def _sdist_of(name: str, version: str, ask: AskPip) -> Source:
-    report = ask(["--no-deps", "--no-binary", name, f"{name}=={version}"])
-    (item,) = report["install"]
-    found = item["download_info"]
-    if found["url"].endswith(".whl"):
-        raise SystemExit(f"{name} {version} has no sdist")
-    return Source(name.lower(), found["url"], found["archive_info"]["hashes"]["sha256"])
+    Raises SystemExit for a package without one, and where two locks disagree.
+    """
+    found: dict[str, tuple[str, Source]] = {}
+    for lock in locks:
+        for package in tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]:
+            name, version = package["name"], package["version"]
+            if "sdist" not in package:
+                raise SystemExit(f"{name} {version} has no sdist")
+            sdist = package["sdist"]
+            source = Source(name, sdist["url"], sdist["hashes"]["sha256"])
+            if found.setdefault(name, (version, source)) != (version, source):
+                raise SystemExit(f"{lock}: {name} {version}, but {found[name][0]} elsewhere")
+    return [source for _, (_, source) in sorted(found.items())]
 
 
 def about(sdist: Path) -> About:
@@ -102,8 +84,8 @@ def render(repository: str, sdist: Path, needed: Sequence[Source]) -> str:
     return environment.from_string(TEMPLATE.read_text()).render(
         homepage=homepage,
         source=Source("vmoat", url, hashlib.sha256(sdist.read_bytes()).hexdigest()),
-        # `brew style` wants neither a full stop nor more than 80 characters
-        summary=said.summary.rstrip(".")[:80],
+        # `brew style` wants it short.
+        summary=said.summary.partition(":")[0],
         license=said.license,
         python=PYTHON,
         resources=needed,
@@ -114,8 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Print the Homebrew formula of an sdist.")
     parser.add_argument("--repository", required=True, metavar="OWNER/NAME")
     parser.add_argument("sdist", type=Path)
+    parser.add_argument("locks", type=Path, nargs="+")
     args = parser.parse_args()
-    sys.stdout.write(render(args.repository, args.sdist, resources(args.sdist)))
+    sys.stdout.write(render(args.repository, args.sdist, resources(args.locks)))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -98,55 +96,54 @@ def sdist(tmp_path: Path) -> Path:
     return path
 
 
-class Pip:
-    """Answers as `pip install --dry-run --report -` does."""
-
-    def __init__(self, *packages: str, wheel_only: str = "") -> None:
-        self.packages = packages
-        self.wheel_only = wheel_only
-        self.asked: list[Sequence[str]] = []
-
-    def __call__(self, words: Sequence[str]) -> Mapping[str, Any]:
-        self.asked.append(words)
-        if "--no-deps" not in words:
-            own = {**self.item("vmoat", "whl"), "requested": True}
-            return {"install": [own, *(self.item(name, "whl") for name in self.packages)]}
-        name = words[2]
-        return {"install": [self.item(name, "whl" if name == self.wheel_only else "tar.gz")]}
-
-    def item(self, name: str, kind: str) -> dict[str, Any]:
-        digest = hashlib.sha256(f"{name}.{kind}".encode()).hexdigest()
-        url = f"https://files.example.org/{name}-1.0.{kind}"
-        return {
-            "metadata": {"name": name, "version": "1.0"},
-            "download_info": {"url": url, "archive_info": {"hashes": {"sha256": digest}}},
-        }
+def lock(path: Path, *packages: str, sdist: bool = True, version: str = "1.0") -> Path:
+    """As `uv pip compile --format pylock.toml` writes it (PEP 751)."""
+    text = 'lock-version = "1.0"\ncreated-by = "uv"\n'
+    for name in packages:
+        text += f'\n[[packages]]\nname = "{name}"\nversion = "{version}"\n'
+        for kind, suffix in (("sdist", "tar.gz"), ("wheel", "whl")):
+            digest = hashlib.sha256(f"{name}.{suffix}".encode()).hexdigest()
+            url = f"https://files.example.org/{name}-{version}.{suffix}"
+            file = f'{{ url = "{url}", size = 1, hashes = {{ sha256 = "{digest}" }} }}'
+            if kind == "wheel":
+                text += f"wheels = [{file}]\n"
+            elif sdist:
+                text += f"sdist = {file}\n"
+    path.write_text(text)
+    return path
 
 
-def test_the_formula_names_every_dependencys_sdist(sdist: Path) -> None:
-    pip = Pip("rich", "Jinja2", "watchfiles")
-    needed = formula.resources(sdist, pip)
+@pytest.fixture
+def locks(tmp_path: Path) -> list[Path]:
+    return [
+        lock(tmp_path / "pylock.macos.toml", "rich", "jinja2"),
+        lock(tmp_path / "pylock.linux.toml", "jinja2", "rich", "watchfiles"),
+    ]
+
+
+def test_the_formula_names_every_dependencys_sdist(sdist: Path, locks: list[Path]) -> None:
+    needed = formula.resources(locks)
     assert [source.name for source in needed] == ["jinja2", "rich", "watchfiles"]
     assert needed[1].url == "https://files.example.org/rich-1.0.tar.gz"
     assert needed[1].sha256 == hashlib.sha256(b"rich.tar.gz").hexdigest()
-    assert pip.asked[1] == ["--no-deps", "--no-binary", "Jinja2", "Jinja2==1.0"]
     text = formula.render("someone/vmoat", sdist, needed)
-    assert (
-        'url "https://github.com/someone/vmoat/releases/download/v9.9.9/vmoat-9.9.9.tar.gz"' in text
-    )
+    assert 'url "https://github.com/someone/vmoat/releases/download/v9.9.9/vmoat-9.9.9.tar' in text
     assert f'sha256 "{hashlib.sha256(sdist.read_bytes()).hexdigest()}"' in text
     assert re.findall(r'resource "(.+)" do', text) == ["jinja2", "rich", "watchfiles"]
-    assert re.findall(r'^  url "|^    url "', text, re.MULTILINE) == ['  url "', *['    url "'] * 3]
+    assert 'desc "One ephemeral VM for every git worktree"' in text
+    assert len(re.findall(r'^ +url "https://', text, re.MULTILINE)) == 4
 
 
-def test_a_dependency_without_source_is_an_error(sdist: Path) -> None:
+def test_a_dependency_without_source_is_an_error(tmp_path: Path) -> None:
+    bare = lock(tmp_path / "pylock.toml", "rich", sdist=False)
     with pytest.raises(SystemExit, match=r"rich 1\.0 has no sdist"):
-        formula.resources(sdist, Pip("rich", wheel_only="rich"))
+        formula.resources([bare])
 
 
-def test_what_pip_says_is_passed_on(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"pip failed: .*no-such-file"):
-        formula.ask_pip(["--no-index", str(tmp_path / "no-such-file.tar.gz")])
+def test_platforms_that_disagree_are_an_error(tmp_path: Path, locks: list[Path]) -> None:
+    newer = lock(tmp_path / "pylock.toml", "rich", version="2.0")
+    with pytest.raises(SystemExit, match=r"rich 2\.0, but 1\.0 elsewhere"):
+        formula.resources([*locks, newer])
 
 
 DOUBLES = """
@@ -166,10 +163,10 @@ Vmoat.said.each { |words| puts words.join(" ") }
 """Enough of Homebrew to load a formula: each word that its class says is printed."""
 
 
-def test_ruby_takes_the_formula(sdist: Path, tmp_path: Path) -> None:
+def test_ruby_takes_the_formula(sdist: Path, locks: list[Path], tmp_path: Path) -> None:
     if shutil.which("ruby") is None:
         pytest.skip("ruby is not here (apt install ruby)")
-    needed = formula.resources(sdist, Pip("rich", "Jinja2"))
+    needed = formula.resources(locks)
     path = tmp_path / "vmoat.rb"
     path.write_text(formula.render("someone/vmoat", sdist, needed))
     done = subprocess.run(["ruby", "-wc", str(path)], capture_output=True, text=True, timeout=60)
@@ -179,8 +176,8 @@ def test_ruby_takes_the_formula(sdist: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     assert "license MIT" in said
-    assert said.count("resource rich") == said.count("resource jinja2") == 1
-    assert sum(line.startswith("sha256 ") for line in said) == 3
+    assert said.count("resource rich") == said.count("resource watchfiles") == 1
+    assert sum(line.startswith("sha256 ") for line in said) == 4
 
 
 # -- the workflows --
