@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
+    if "_ARGCOMPLETE" in os.environ:  # a shell's TAB (`vmoat completion`)
+        from vmoat.completion import answer
+
+        return answer()
     try:
         known = _known_name() if words == ["name"] else ""
         if known:

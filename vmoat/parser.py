@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 
 
 class Arg:
-    """One argument or option of a command, in argparse's words."""
+    """One argument or option of a command, in argparse's words.
 
-    __slots__ = ("names", "options")
+    ``completes`` names what a shell offers for it (``vmoat.completion.VALUES``); "" where that is
+    its ``choices`` or files.
+    """
 
-    def __init__(self, names: tuple[str, ...], options: dict[str, Any]) -> None:
+    __slots__ = ("completes", "names", "options")
+
+    def __init__(self, names: tuple[str, ...], options: dict[str, Any], completes: str) -> None:
         self.names = names
         self.options = options
+        self.completes = completes
 
 
-def arg(*names: str, **options: Any) -> Arg:
-    return Arg(names, options)
+def arg(*names: str, completes: str = "", **options: Any) -> Arg:
+    return Arg(names, options, completes)
 
 
 class Command:
@@ -65,10 +70,12 @@ def seconds(text: str) -> float:
 
 
 COMMON = (
-    arg("-C", dest="path", metavar="PATH", help="act on the worktree at PATH"),
-    arg("-w", dest="branch", metavar="BRANCH", help="act on the worktree of BRANCH"),
+    arg("-C", dest="path", metavar="PATH", completes="folders",
+        help="act on the worktree at PATH"),
+    arg("-w", dest="branch", metavar="BRANCH", completes="branches",
+        help="act on the worktree of BRANCH"),
     arg("-v", dest="verbose", action="store_true", help="show each program call, ready to paste"),
-)
+)  # fmt: skip
 _JSON = arg("--json", action="store_true", help="answer in JSON")
 _TIMEOUT = arg(
     "--timeout", type=seconds, metavar="SECONDS",
@@ -79,8 +86,9 @@ COMMANDS = (
     Command(
         "up", "lifecycle", "bring the worktree's stack up, healthy, in its own VM",
         (
-            arg("stages", nargs="*", metavar="STAGE", help="only these and what they need"),
-            arg("--force", nargs="?", const="", default=None, metavar="STAGE",
+            arg("stages", nargs="*", metavar="STAGE", completes="stages",
+                help="only these and what they need"),
+            arg("--force", nargs="?", const="", default=None, metavar="STAGE", completes="stages",
                 help="run STAGE (without one: apt and all after it) though it is up to date"),
             arg("--detach", action="store_true", help="return at once; `vmoat wait` follows"),
             _TIMEOUT,
@@ -89,7 +97,8 @@ COMMANDS = (
     ),
     Command(
         "plan", "lifecycle", "show what `up` would run and why; touches nothing",
-        (arg("stages", nargs="*", metavar="STAGE", help="only these and what they need"), _JSON),
+        (arg("stages", nargs="*", metavar="STAGE", completes="stages",
+             help="only these and what they need"), _JSON),
     ),
     Command(
         "wait", "lifecycle", "follow the work that goes on and end with its exit code",
@@ -126,7 +135,8 @@ COMMANDS = (
     Command(
         "tunnel", "ports", "forward ports of the VM to the host's loopback",
         (
-            arg("ports", nargs="*", metavar="PORT", help="GUEST or GUEST:HOST; else discovered"),
+            arg("ports", nargs="*", metavar="PORT", completes="ports",
+                help="GUEST or GUEST:HOST; else discovered"),
             arg("--open", action="store_true",
                 help="open the health URL's, or the first, in the browser"),
             _JSON,
@@ -134,7 +144,8 @@ COMMANDS = (
     ),
     Command(
         "untunnel", "ports", "close forwarded ports and forget them; else they come back",
-        (arg("ports", nargs="*", metavar="PORT", help="these ports of the VM; else all"),),
+        (arg("ports", nargs="*", metavar="PORT", completes="forwards",
+             help="these ports of the VM; else all"),),
     ),
     Command("provision", "lifecycle", "the VM, its packages, script and seed files; no stack",
             (_TIMEOUT,)),
@@ -142,12 +153,15 @@ COMMANDS = (
     Command(
         "logs", "inspect", "the stack's logs, a stage's, or the console's",
         (
-            arg("service", nargs="?", metavar="SERVICE", help="one service of the stack"),
+            arg("service", nargs="?", metavar="SERVICE", completes="services",
+                help="one service of the stack"),
             arg("-f", "--follow", action="store_true", help="go on with what comes"),
             arg("--tail", type=int, metavar="N", help="the last N lines"),
-            arg("--stage", metavar="STAGE", help="the output of a stage's last run"),
+            arg("--stage", metavar="STAGE", completes="stages",
+                help="the output of a stage's last run"),
             arg("--console", action="store_true", help="the guest's console"),
-            arg("--bundle", metavar="DIR", help="write everything into DIR, for a report"),
+            arg("--bundle", metavar="DIR", completes="folders",
+                help="write everything into DIR, for a report"),
         ),
     ),
     Command("down", "lifecycle",
@@ -155,7 +169,8 @@ COMMANDS = (
     Command(
         "destroy", "lifecycle", "remove the VM and every byte of it",
         (
-            arg("name", nargs="?", metavar="NAME", help="a VM by name, whose worktree is gone"),
+            arg("name", nargs="?", metavar="NAME", completes="vms",
+                help="a VM by name, whose worktree is gone"),
             arg("-f", "--force", action="store_true", help="do not ask"),
         ),
     ),
@@ -165,7 +180,8 @@ COMMANDS = (
         (arg("--from", dest="source", metavar="vmoat.conf", help="migrate the shell form"),),
     ),
     Command("config", "project", "print every setting, its value and where it comes from",
-            (_JSON,)),
+            (arg("keys", nargs="*", metavar="KEY", completes="keys", help="only these settings"),
+             _JSON)),
     Command("trust", "project", "show what the project's config would widen, and allow it",
             (arg("--yes", action="store_true", help="do not ask"),)),
     Command(
@@ -188,10 +204,12 @@ COMMANDS = (
     Command(
         "demo", "demo", "show it all in a throwaway repository",
         (arg("--keep", action="store_true", help="leave the repository and its VM"),
-         arg("--dir", metavar="DIR", help="where to put it")),
+         arg("--dir", metavar="DIR", completes="folders", help="where to put it")),
     ),
-    Command("help", "help", "this text, a command's, or a page (walls, config)",
-            (arg("topic", nargs="?", metavar="TOPIC"),), function="show"),
+    Command("completion", "help", "print the script that completes words in a shell",
+            (arg("shell", choices=("bash", "zsh", "fish")),)),
+    Command("help", "help", "this text, a command's, or a page (walls, config, switching)",
+            (arg("topic", nargs="?", metavar="TOPIC", completes="topics"),), function="show"),
     Command("version", "help", "print the version"),
 )  # fmt: skip
 
@@ -212,6 +230,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             before.append(flag)
             if flag in ("-C", "-w") and words:
                 before.append(words.pop(0))
+    asked = bool(words)
     if not words:
         words = ["help"]
     name, rest = words[0], words[1:]
@@ -226,6 +245,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     space = bare(command) if not before and not rest else None
     space = space or parser_of(command).parse_args([*before, *rest])
     space.command = command
+    space.asked = asked
     if command.rest:
         space.rest = passed
         if getattr(space, "help", False):

@@ -35,11 +35,28 @@ def test_help_texts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["-h"], [], ["help"], ["up", "--help"], ["ssh", "-h"]]
+    "words", [["--help"], ["-h"], ["-v", "--help"], ["help"], ["up", "--help"], ["ssh", "-h"]]
 )
 def test_ways_to_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert "usage: vmoat" in capsys.readouterr().out
+
+
+def test_without_a_command_the_usage_is_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["-v"]):
+        assert main(words) == 0
+        said = capsys.readouterr()
+        assert (said.out, said.err) == ("", parser.overview())
+    proc.set_echo(None)
+
+
+def test_config_shows_what_was_asked_for(world: World) -> None:
+    rows = json.loads(world.vmoat("config", "--json", "vm.cpu", "up.command").stdout)
+    assert [row["key"] for row in rows] == ["up.command", "vm.cpu"]
+    assert world.vmoat("config", "up.command").stdout.split() == [
+        "up.command", "'echo", "up'", "vmoat.toml:9"]  # fmt: skip
+    assert "stages.gen.run" in world.vmoat("config", "stages.gen.run").stdout
+    assert "did you mean `vm.cpu`?" in world.vmoat("config", "vm.cpus", code=2).stderr
 
 
 def test_a_command_without_words_is_what_argparse_makes_of_it() -> None:

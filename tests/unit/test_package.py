@@ -139,6 +139,25 @@ def test_every_data_file_is_in_the_wheel(wheel: Path) -> None:
     assert not any(name.startswith(("tasks/", "templates/", "tests/")) for name in names)
 
 
+def test_the_index_would_take_them(built: Path) -> None:
+    """twine's check, warnings included: the README renders, the metadata is whole."""
+    said = python("-m", "twine", "check", "--strict", *map(str, built.iterdir()))
+    assert said.count("PASSED") == 2
+
+
+def test_the_version_is_the_same_everywhere(wheel: Path, built: Path) -> None:
+    """It stands in vmoat/__init__.py alone; what is made from it says the same."""
+    version = vmoat.__version__
+    assert "version" not in PROJECT["project"]
+    assert wheel.name.startswith(f"vmoat-{version}-")
+    assert (built / f"vmoat-{version}.tar.gz").is_file()
+    heading = re.search(r"^## \[([^]]+)\] - ", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading
+    assert heading[1] == version
+    page = zipfile.ZipFile(wheel).read(f"vmoat-{version}.data/data/share/man/man1/vmoat.1")
+    assert f'"vmoat {version}"'.encode() in page
+
+
 def test_the_sdist_holds_what_the_wheel_is_built_from(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
@@ -160,6 +179,8 @@ def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> N
         "from vmoat import demo\nfrom vmoat.drivers.qemu import image\nfrom pathlib import Path\n"
         "demo.write_files(Path('shop')); print(image.digest(''))"
     )
+    page = inner.parent / "share/man/man1/vmoat.1"
+    assert page.read_text() == (ROOT / "vmoat/docs/vmoat.1").read_text()
     # The dependencies of the running environment, behind the installed package.
     site = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
     digest = subprocess.run(
@@ -167,6 +188,12 @@ def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> N
         timeout=60, cwd=tmp_path, env={**os.environ, "PYTHONPATH": site},
     ).stdout.strip()  # fmt: skip
     assert (tmp_path / "shop" / ".gitignore").is_file()
+    for words in (["completion", "bash"], ["help", "switching"], ["help", "walls"]):
+        done = subprocess.run(
+            [str(inner / "vmoat"), *words], check=True, capture_output=True, text=True,
+            timeout=60, cwd=tmp_path, env={**os.environ, "PYTHONPATH": site},
+        )  # fmt: skip
+        assert len(done.stdout) > 500
     # The recipe as installed is the recipe of the sources: one image serves both.
     from vmoat.drivers.qemu import image
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from vmoat.output import Output
 
-PAGES = ("walls",)
+PAGES = ("walls", "switching")
 
 
 def version(args: argparse.Namespace, out: Output) -> int:
@@ -21,7 +21,10 @@ def version(args: argparse.Namespace, out: Output) -> int:
 
 def show(args: argparse.Namespace, out: Output) -> int:
     """The overview, a command's help, or a page of the docs."""
-    if not args.topic:
+    if not args.asked:
+        # `vmoat` alone asked for nothing: a script that reads stdout gets no page of text.
+        print(parser.overview(), end="", file=out.stderr, flush=True)
+    elif not args.topic:
         out.answer(parser.overview().rstrip("\n"))
     elif args.topic in parser.BY_NAME:
         out.answer(parser.parser_of(parser.BY_NAME[args.topic]).format_help().rstrip("\n"))
@@ -40,4 +43,12 @@ def show(args: argparse.Namespace, out: Output) -> int:
             hint=f"a command, or one of: config, {', '.join(PAGES)}",
             code=Code.USAGE,
         )
+    return int(Code.OK)
+
+
+def completion(args: argparse.Namespace, out: Output) -> int:
+    """The script that a shell reads to complete the words of `vmoat`."""
+    from vmoat.completion import script
+
+    out.answer(script(args.shell).rstrip("\n"))
     return int(Code.OK)

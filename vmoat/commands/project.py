@@ -47,9 +47,14 @@ def init(args: argparse.Namespace, out: Output) -> int:
 
 
 def config(args: argparse.Namespace, out: Output) -> int:
-    """Every setting, its value and its origin."""
+    """Every setting, or those that are named, its value and its origin; USAGE for no setting."""
     ctx = context(args, claim=False)
     rows = ctx.settings.dump()
+    for key in args.keys:
+        if key not in {row.key for row in rows}:
+            raise _unknown_key(key, [row.key for row in rows])
+    if args.keys:
+        rows = tuple(row for row in rows if row.key in args.keys)
     if args.json:
         out.json([row._asdict() for row in rows])
         return int(Code.OK)
@@ -59,6 +64,14 @@ def config(args: argparse.Namespace, out: Output) -> int:
     for warning in ctx.settings.warnings:
         out.warn(warning)
     return int(Code.OK)
+
+
+def _unknown_key(key: str, known: list[str]) -> VmoatError:
+    import difflib
+
+    near = difflib.get_close_matches(key, known, 1)
+    guess = f"did you mean `{near[0]}`?" if near else "`vmoat config` lists the settings"
+    return VmoatError(f"there is no setting `{key}`", hint=guess, code=Code.USAGE)
 
 
 def trust(args: argparse.Namespace, out: Output) -> int:
