@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
-    if "_ARGCOMPLETE" in os.environ:  # a shell's TAB (`vmoat completion`)
+    if "_ARGCOMPLETE" in os.environ and "COMP_LINE" in os.environ:  # TAB (`vmoat completion`)
         from vmoat.completion import answer
 
         return answer()

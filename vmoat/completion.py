@@ -8,14 +8,17 @@ by that, and the guest is asked only where a connection to it is open already.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmoat import parser
 from vmoat.arguments import Parser
-from vmoat.context import Context
-from vmoat.facts import Facts, Probe
+
+if TYPE_CHECKING:
+    from vmoat.context import Context
+    from vmoat.facts import Facts
 
 GUEST_LIMIT = 2.0
 """Seconds for the guest's answer: whoever pressed TAB waits for it."""
@@ -33,12 +36,16 @@ def script(shell: str) -> str:
 
 
 def answer() -> int:
-    """Answer a shell, as argcomplete's protocol has it in the environment; the exit code."""
+    """Answer a shell, as argcomplete's protocol has it in the environment; the exit code.
+
+    Whatever fails offers nothing, and says nothing: somebody is at the middle of a line.
+    """
     from argcomplete.finders import CompletionFinder
 
     codes: list[int] = []
     finder = CompletionFinder()
-    finder(whole_parser(), exit_method=codes.append, always_complete_options=False)
+    with contextlib.suppress(Exception):
+        finder(whole_parser(), exit_method=codes.append, always_complete_options=False)
     return codes[-1] if codes else 1
 
 
@@ -105,6 +112,8 @@ def facts(ctx: Context) -> Facts | None:
     """What the guest says now, where a connection is open; None else."""
     if not ctx.instance.claimed or not ctx.guest.connected():
         return None
+    from vmoat.facts import Probe
+
     return ctx.guest.facts(Probe(docker=True, units=("stack",), sockets=True), timeout=GUEST_LIMIT)
 
 

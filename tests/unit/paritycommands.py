@@ -312,7 +312,11 @@ def _destroy(vmoat_: Bench) -> None:
     assert "wt-tree" in said
     assert str(vmoat_.tree) in said
     assert "add -f" in said
-    assert (vmoat_.root / "state/vmoat/vms/wt-tree").exists()
+    place = vmoat_.root / "state/vmoat/vms/wt-tree"
+    assert "nothing was removed" in on_terminal(vmoat_, "vmoat destroy", "n\n")
+    assert place.exists()
+    assert "wt-tree: removed" in on_terminal(vmoat_, "vmoat destroy", "y\n")
+    assert not place.exists()
 
 
 @row(COMMANDS, "`vmoat destroy -f`", "removes it without a question")
@@ -355,6 +359,23 @@ def _everywhere(vmoat_: Bench) -> None:
 # -- what is printed --
 
 
+def on_terminal(vmoat_: Bench, line: str, answer: str = "") -> str:
+    """What a command line shows to a person who types this answer."""
+    if shutil.which("script") is None:
+        pytest.skip("script(1) is not here (apt install bsdutils)")
+    shim = vmoat_.root / "bin/vmoat"
+    shim.parent.mkdir(exist_ok=True)
+    shim.write_text('#!/bin/sh\nexec {} {} "$@"\n'.format(*vmoat_.world.argv()))
+    shim.chmod(0o755)
+    env = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}", "TERM": "xterm"}
+    env.pop("NO_COLOR", None)
+    done = subprocess.run(
+        ["script", "-qec", line, "/dev/null"], cwd=vmoat_.tree, env=env, capture_output=True,
+        text=True, input=answer, timeout=60,
+    )  # fmt: skip
+    return done.stdout
+
+
 @row(OUTPUT, "lines on stderr", "begin with `[vmoat]`", running=True)
 def _lines(vmoat_: Bench) -> None:
     for line in vmoat_("up").err.splitlines():
@@ -371,19 +392,7 @@ def _errors(vmoat_: Bench) -> None:
 @row(OUTPUT, "colours", "on a terminal only")
 def _colours(vmoat_: Bench) -> None:
     assert "\x1b" not in vmoat_("tunnel", code=5).err
-    command = ["script", "-qec", "vmoat tunnel", "/dev/null"]
-    if shutil.which(command[0]) is None:
-        pytest.skip("script(1) is not here (bsdutils)")
-    shim = vmoat_.root / "bin/vmoat"
-    shim.parent.mkdir(exist_ok=True)
-    words = " ".join(f"'{word}'" for word in vmoat_.world.argv())
-    shim.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-    shim.chmod(0o755)
-    env = {**os.environ, "PATH": f"{shim.parent}:{os.environ['PATH']}", "TERM": "xterm"}
-    env.pop("NO_COLOR", None)
-    done = subprocess.run(command, cwd=vmoat_.tree, env=env, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, timeout=60)  # fmt: skip
-    assert "[vmoat] \x1b[31mERROR: " in done.stdout
+    assert "[vmoat] \x1b[31mERROR: " in on_terminal(vmoat_, "vmoat tunnel")
 
 
 @row(OUTPUT, "`$(vmoat tunnel 8080)`", "one `http://localhost:PORT` a line, and nothing else",
