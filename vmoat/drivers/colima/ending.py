@@ -33,6 +33,13 @@ def stop(name: str, *, timeout: float = 60) -> None:
     if not look.agent(place) and not look.machine(place):
         _stopped(name, place, clean=bool(known and known.clean))
         return
+    with homes.locked(place):
+        clean = _stop(place, timeout)
+    _stopped(name, place, clean=clean)
+
+
+def _stop(place: Place, timeout: float) -> bool:
+    """Whether it went down in order."""
     clean = False
     if look.agent(place) and look.machine(place):
         with contextlib.suppress(VmoatError):
@@ -46,7 +53,7 @@ def stop(name: str, *, timeout: float = 60) -> None:
             words_ = argv.stop(place, force=True)
             proc.run(words_, env=argv.environment(place), check=False, timeout=FORCE_SECONDS)
     end_everything(place)
-    _stopped(name, place, clean=clean)
+    return clean
 
 
 def _stopped(name: str, place: Place, *, clean: bool) -> None:
@@ -113,7 +120,8 @@ def delete(name: str) -> None:
     if known:
         end_starter(known)
     if place.adopted:
-        _delete_adopted(place)
+        with homes.locked(place):
+            _delete_adopted(place)
     else:
         _delete_own(place)
     state = paths.vm_dir(name)
@@ -130,9 +138,8 @@ def _delete_own(place: Place) -> None:
         return
     end_everything(place)
     remove(place.home)
-    for folder in (place.home.parent,):
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where it was the last
+    with contextlib.suppress(OSError):
+        place.home.parent.rmdir()  # where it was the last
     if place.home.exists():
         raise VmoatError(
             f"{place.home} could not be removed", hint="remove it by hand", code=Code.VM

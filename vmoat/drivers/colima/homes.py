@@ -18,8 +18,11 @@ its mounts hold the worktree.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +126,29 @@ def place_of(name: str) -> Place:
     if own.home.exists():
         return own
     return adoptable(name, worktree) or own
+
+
+@contextlib.contextmanager
+def lock(file: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Hold a lock of vmoat's own; says so where it has to be waited for."""
+    paths.make_private(file.parent)
+    with open(file, "wb") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another VM that Colima starts or ends")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def locked(place: Place, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Alone among vmoat's commands in the user's own home; a VM's own home needs no lock."""
+    if not place.adopted:
+        yield
+        return
+    with lock(paths.data_home() / "colima" / ".user-home.lock", say):
+        yield
 
 
 def owner(name: str) -> tuple[str, Path | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import subprocess
@@ -146,7 +145,7 @@ def _start(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
     if behind:
         walled.install(spec, place, host)
     log = paths.vm_dir(spec.name) / words.LOG
-    with _download_lock(spec, place, host):
+    with _alone(spec, place, host, say):
         with open(log, "wb") as file:
             process = proc.spawn(
                 argv.start(spec, place, host),
@@ -159,6 +158,10 @@ def _start(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
         record.write(spec.name, known)
         try:
             code = _wait(spec.name, process.wait, known, say)
+        except (KeyboardInterrupt, SystemExit):  # cancelled
+            ending.end_starter(known)
+            ending.end_everything(place)
+            raise
         finally:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)
@@ -233,7 +236,7 @@ def _prepare(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
         )
     guestlink.pin(spec.name, end)
     agent = look.told(look.agent(place))
-    if place.adopted or known.agent not in ("", agent):
+    if known.agent not in ("", agent):
         known.token = secrets.token_hex(8)  # somebody else started it
     known.token = known.token or secrets.token_hex(8)
     boot = _boot(spec, place, known, known.token, known.walled)
@@ -261,21 +264,19 @@ def _tell_walls(spec: VmSpec, place: Place, known: record.Record, say: Say) -> N
 
 
 @contextlib.contextmanager
-def _download_lock(spec: VmSpec, place: Place, host: Host) -> Iterator[None]:
-    """One VM at a time while Colima fetches its disk image: two would write one file
+def _alone(spec: VmSpec, place: Place, host: Host, say: Say) -> Iterator[None]:
+    """One start at a time, where two would disturb each other: in the user's own home (``homes``),
+    and while Colima fetches its disk image, for two would write one file
     (util/downloader/download.go).  None is fetched where one is named or kept.
     """
     if place.adopted:
-        folder = paths.make_private(paths.data_home() / "colima")
-        with open(folder / ".user-home.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # within one home two starts race (see homes)
+        with homes.locked(place, say):
             yield
         return
     if "--disk-image" in spec.start_args or "-i" in spec.start_args or _image_kept(host):
         yield
         return
-    with open(place.home.parent / ".download.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with homes.lock(place.home.parent / ".download.lock", say):
         yield
 
 
