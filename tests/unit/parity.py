@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import pytest
 from conftest import ALONE, World
 
+from vmoat import parser
 from vmoat.cli import main
 from vmoat.config.table import BY_SHELL
 
@@ -152,16 +154,21 @@ HEAD = """\
 
 Install vmoat and go on: the commands and your `vmoat.conf` are the same. This page lists each habit
 of the shell tool's users and what becomes of it; every row is a test. VMs that the shell tool made
-in Colima's own home are found by the driver `colima`, which is the one on macOS.
+in Colima's own home are taken over by the driver `colima`, which is the one on macOS.
 """
 
 TAIL = """\
 
 ## What is new
-`plan`, `wait`, `logs`, `exec`, `cp`, `ssh-config`, `config`, `trust`, `doctor`, `image`, `demo`, \
-`completion`: `vmoat help` lists them. Exit codes tell what failed (`man vmoat`); `--json` exists \
-on every command that reports.
+{}: `vmoat help` lists them. Exit codes tell what failed (`man vmoat`); `--json` exists on every
+command that reports.
 """
+
+OLD = (
+    "help", "version", "name", "init", "provision", "up", "test", "tunnel", "untunnel", "status",
+    "ssh", "down", "destroy",
+)  # fmt: skip
+"""The shell tool's commands."""
 
 
 def page() -> str:
@@ -173,4 +180,5 @@ def page() -> str:
             cells = (each.what, each.was, each.better or "the same")
             row_text = " | ".join(cell.replace("|", "\\|") for cell in cells)
             parts.append(f"| {row_text} |\n")
-    return "".join(parts) + TAIL
+    new = ", ".join(f"`{name}`" for name in parser.BY_NAME if name not in OLD)
+    return "".join(parts) + TAIL.format("\n".join(textwrap.wrap(new, 98)))

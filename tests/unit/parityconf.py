@@ -12,6 +12,7 @@ from vmoat import facts, health, view
 from vmoat.config.detect import detect
 from vmoat.config.table import BY_SHELL
 from vmoat.context import host_size
+from vmoat.drivers.colima.argv import Host, mount_type, vm_type
 from vmoat.output import Output
 
 # -- vmoat.conf --
@@ -169,12 +170,22 @@ def _expose(vmoat_: Bench) -> None:
 
 
 @row(
-    KEYS, "`VM_TYPE`, `MOUNT_TYPE`", "`vz` and `virtiofs` on macOS, else Colima's own choice",
-    "The same values; without one the driver takes the best that works there",
-)  # fmt: skip
+    KEYS,
+    "`VM_TYPE`, `MOUNT_TYPE`",
+    "`vz` and `virtiofs` on macOS, else Colima's own choice",
+    "The same on macOS 13 and later; else `qemu` and `9p`, where Colima would take sshfs, whose "
+    "server lets the VM reach every file of yours",
+)
 def _types(vmoat_: Bench) -> None:
     assert defaults(vmoat_, "VM_TYPE") == ""
     assert defaults(vmoat_, "MOUNT_TYPE") == ""
+    spec = vmoat_.world.context(claim=False).spec
+    for host, choice in (
+        (Host("Darwin", "aarch64", macos=15), ("vz", "virtiofs")),
+        (Host("Darwin", "x86_64", macos=12), ("qemu", "9p")),
+        (Host("Linux", "x86_64"), ("qemu", "9p")),
+    ):
+        assert (vm_type(spec, host), mount_type(spec, host)) == choice
     vmoat_.conf('VM_TYPE="vz"\nMOUNT_TYPE="virtiofs"\n')
     assert (vmoat_.setting("VM_TYPE"), vmoat_.setting("MOUNT_TYPE")) == ("vz", "virtiofs")
 

@@ -22,12 +22,6 @@ PAGE = Path(__file__).parents[2] / "vmoat/docs/switching.md"
 
 assert paritycommands.row is parityconf.row  # imported for the rows that they add
 
-COMMANDS = (
-    "help", "version", "name", "init", "provision", "up", "test", "tunnel", "untunnel", "status",
-    "ssh", "down", "destroy",
-)  # fmt: skip
-"""The shell tool's."""
-
 NEW_KEYS = {"COMPOSE_PROJECT_NAME", "MOUNTS_LOCAL"}
 """Of vmoat.conf: the shell tool did not know them."""
 
@@ -86,8 +80,8 @@ def test_row(bench: parity.Bench, request: pytest.FixtureRequest) -> None:
 def test_every_command_and_key_of_the_shell_tool_has_a_row() -> None:
     assert len(set(IDS)) == len(IDS)
     told = " ".join(f"{row.what} {row.was}" for row in parity.ROWS)
-    assert [name for name in COMMANDS if f"`vmoat {name}" not in told] == []
-    assert set(COMMANDS) <= set(parser.BY_NAME)
+    assert [name for name in parity.OLD if f"`vmoat {name}" not in told] == []
+    assert set(parity.OLD) <= set(parser.BY_NAME)
     keys = " ".join(row.what for row in parity.ROWS if row.section == parity.KEYS)
     assert [key for key in BY_SHELL if key not in NEW_KEYS and f"`{key}`" not in keys] == []
 
