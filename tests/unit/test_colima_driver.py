@@ -292,6 +292,27 @@ def test_a_start_that_hangs_ends_in_time(scene: Scene, monkeypatch: pytest.Monke
     monkeypatch.undo()
 
 
+def test_a_start_that_is_cancelled_leaves_nothing_running(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C on `vmoat up` does it: the worker raises what is no Exception."""
+    from vmoat.worker import Cancelled
+
+    def say(line: str) -> None:
+        if "Waiting for" in line:
+            raise Cancelled
+
+    spec = scene.spec()
+    scene.fail("hang")
+    scene.driver.create(spec, quiet)
+    with pytest.raises(Cancelled):
+        scene.driver.start(spec, say)
+    assert pids.with_mark(homes.place_of(spec.name).home) == []
+    assert scene.driver.status(spec.name).reasons == ("its start was interrupted",)
+    scene.up(spec)
+    assert scene.driver.status(spec.name).state == "running"
+
+
 def test_a_guest_that_does_not_see_the_worktree(scene: Scene) -> None:
     (scene.folder / "no-share").touch()
     with pytest.raises(VmoatError, match="does not see the worktree") as caught:

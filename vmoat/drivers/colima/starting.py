@@ -158,9 +158,10 @@ def _start(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
         record.write(spec.name, known)
         try:
             code = _wait(spec.name, process.wait, known, say)
-        except (KeyboardInterrupt, SystemExit):  # cancelled
-            ending.end_starter(known)
-            ending.end_everything(place)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # cancelled: nothing goes on unseen
+                ending.end_starter(known)
+                ending.end_everything(place)
             raise
         finally:
             with contextlib.suppress(subprocess.TimeoutExpired):
