@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from vmoat import paths
 from vmoat.drivers import Driver, VmSpec
+from vmoat.drivers.colima import homes, look, pids
 from vmoat.errors import Code, VmoatError
 
 STATUS_SECONDS = 0.05
@@ -34,6 +36,23 @@ class Subject:
 
     def state(self) -> str:
         return self.driver.status(self.name).state
+
+
+def of_colima(driver: Driver, spec: VmSpec) -> Subject:
+    """A VM of the colima driver in a home of its own, real or not."""
+    place = homes.place_of(spec.name)
+
+    def vm_pid() -> int:
+        found = look.machine(place)
+        assert found
+        return found.pid
+
+    def left() -> list[str]:
+        living = [f"process {one.pid}" for one in pids.with_mark(place.home)]
+        state = [str(p) for p in paths.vm_dir(spec.name).iterdir() if p.name != "owner"]
+        return files_below(place.home) + living + state
+
+    return Subject(driver, spec, vm_pid, left)
 
 
 def quiet(line: str) -> None:

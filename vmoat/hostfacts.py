@@ -14,6 +14,7 @@ from pathlib import Path
 from vmoat import drivers, hostfix, paths, proc
 from vmoat.config.settings import Settings
 from vmoat.doctor import QEMU, Facts
+from vmoat.drivers.colima.machine import kernel, wsl
 from vmoat.drivers.qemu import virtiofs
 from vmoat.errors import VmoatError
 
@@ -67,7 +68,7 @@ def gather(settings: Settings) -> Facts:
         ),
         virtiofs_verdict=virtiofs.remembered(),
         descriptors=virtiofs.descriptors(),
-        wsl=wsl(read("/proc/sys/kernel/osrelease")),
+        wsl=wsl(kernel()),
         container=container(),
         driver=driver,
         worktree=os.getcwd(),
@@ -210,13 +211,6 @@ def free_gib(place: Path) -> float:
 
 def writable(place: Path) -> bool:
     return os.access(existing(place), os.W_OK | os.X_OK)
-
-
-def wsl(release: str) -> int:
-    """The version of the Windows Subsystem for Linux, by the kernel's name; 0: none."""
-    if "WSL2" in release or "microsoft-standard" in release:
-        return 2
-    return 1 if "Microsoft" in release else 0
 
 
 def container() -> str:

@@ -14,7 +14,7 @@ import os
 import signal
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,18 @@ def write_toml(file: Path, table: Mapping[str, Any]) -> None:
     import tomli_w
 
     write_atomically(file, tomli_w.dumps(_storable(table)).encode("utf-8", "surrogateescape"))
+
+
+@contextlib.contextmanager
+def in_turn(file: Path, waits: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock ``file``, one process at a time; ``waits`` is called before it has to wait."""
+    with open(file, "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_atomically(file: Path, data: bytes, mode: int = 0o600) -> None:

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import drivers_contract as contract
 import pytest
@@ -75,18 +74,8 @@ def colima(
     main, worktree = root / "app", root / "wt"
     main.mkdir()
     git(main, "init", "-q", "-b", "main")
-    git(
-        main,
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@t",
-        "commit",
-        "-q",
-        "--allow-empty",
-        "-m",
-        "1",
-    )
+    who = ("-c", "user.name=t", "-c", "user.email=t@t")
+    git(main, *who, "commit", "-q", "--allow-empty", "-m", "1")
     git(main, "worktree", "add", "-q", str(worktree))
     info = worktree.stat()
     spec = VmSpec(
@@ -98,26 +87,8 @@ def colima(
     paths.make_private(paths.vm_dir(spec.name))
     rows = (spec.vm_id, spec.git_dir, worktree, "colima")
     (paths.vm_dir(spec.name) / "owner").write_text("".join(f"{row}\n" for row in rows))
-    yield (subject := real_subject(spec))
+    yield (subject := contract.of_colima(load("colima"), spec))
     subject.driver.delete(spec.name)
-
-
-def real_subject(spec: VmSpec) -> Subject:
-    from vmoat.drivers.colima import homes, look, pids
-
-    place = homes.place_of(spec.name)
-
-    def vm_pid() -> int:
-        found = look.machine(place)
-        assert found
-        return found.pid
-
-    def left() -> list[str]:
-        living = [f"process {one.pid}" for one in pids.with_mark(place.home)]
-        state = [str(p) for p in paths.vm_dir(spec.name).iterdir() if p.name != "owner"]
-        return contract.files_below(Path(place.home)) + living + state
-
-    return Subject(load("colima"), spec, vm_pid, left)
 
 
 @pytest.mark.colima

@@ -70,19 +70,7 @@ class Scene:
         return said
 
     def subject(self, spec: VmSpec) -> Subject:
-        place = homes.place_of(spec.name)
-
-        def vm_pid() -> int:
-            found = look.machine(place)
-            assert found
-            return found.pid
-
-        def left() -> list[str]:
-            living = [f"process {one.pid}" for one in pids.with_mark(place.home)]
-            state = [str(p) for p in paths.vm_dir(spec.name).iterdir() if p.name != "owner"]
-            return contract.files_below(place.home) + living + state
-
-        return Subject(self.driver, spec, vm_pid, left)
+        return contract.of_colima(self.driver, spec)
 
     def ran(self) -> list[str]:
         return (self.folder / "ran").read_text().splitlines()

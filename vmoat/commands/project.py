@@ -12,6 +12,7 @@ from vmoat.config import init as initial
 from vmoat.config import trust as agreed
 from vmoat.config.detect import detect
 from vmoat.config.lockfiles import filled
+from vmoat.config.values import closest
 from vmoat.errors import Code, VmoatError
 from vmoat.output import Output
 
@@ -67,10 +68,8 @@ def config(args: argparse.Namespace, out: Output) -> int:
 
 
 def _unknown_key(key: str, known: list[str]) -> VmoatError:
-    import difflib
-
-    near = difflib.get_close_matches(key, known, 1)
-    guess = f"did you mean `{near[0]}`?" if near else "`vmoat config` lists the settings"
+    near = closest(key, known)
+    guess = f"did you mean `{near}`?" if near else "`vmoat config` lists the settings"
     return VmoatError(f"there is no setting `{key}`", hint=guess, code=Code.USAGE)
 
 

@@ -69,8 +69,7 @@ class Companion:
             connection.channel("docker", dockercontext.GUEST_SOCKET)
         if self.watch:
             self.watch.connect()
-            if self.ctx.settings.walls and not self.ctx.settings.git_writable:
-                self.watch.prepare_index()  # only the walls' view of git shows it
+            self.watch.prepare_index()
 
     def settled(self) -> bool:
         """Whether everything is connected."""
@@ -174,7 +173,9 @@ class Watch:
 
     def prepare_index(self) -> None:
         """Give the guest git's index with what is known here, whenever there is another one."""
-        if not self._ctx.driver.features.git_index:
+        settings = self._ctx.settings
+        view = settings.walls and not settings.git_writable  # what shows the guest that index
+        if not (view and self._ctx.driver.features.git_index):
             return
         tree = self._ctx.worktree
         stamp, token = self._index

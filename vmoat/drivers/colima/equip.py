@@ -296,16 +296,7 @@ def pack(content: Mapping[str, tuple[int, str]]) -> bytes:
 
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for path, (mode, text) in sorted(content.items()):
-            info = tarfile.TarInfo(path)
-            info.mode = mode
-            if text.startswith("->"):
-                info.type, info.linkname = tarfile.SYMTYPE, text[2:]
-                tar.addfile(info)
-                continue
-            data = text.encode("utf-8", "surrogateescape")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+        meta.add_files(tar, dict(sorted(content.items())))
     return gzip.compress(out.getvalue(), mtime=0)
 
 

@@ -19,15 +19,15 @@ its mounts hold the worktree.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmoat import paths
+from vmoat import instance, paths
 from vmoat.errors import Code, VmoatError
+from vmoat.state import in_turn
 
 PROFILE = "vm"
 LIMIT = 60
@@ -132,12 +132,7 @@ def place_of(name: str) -> Place:
 def lock(file: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Hold a lock of vmoat's own; says so where it has to be waited for."""
     paths.make_private(file.parent)
-    with open(file, "wb") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another VM that Colima starts or ends")
-            fcntl.flock(held, fcntl.LOCK_EX)
+    with in_turn(file, lambda: say("waiting for another VM that Colima starts or ends")):
         yield
 
 
@@ -152,14 +147,9 @@ def locked(place: Place, say: Callable[[str], None] = lambda line: None) -> Iter
 
 
 def owner(name: str) -> tuple[str, Path | None]:
-    """The VM's id and worktree, from the file that ``vmoat.instance`` keeps."""
-    try:
-        rows = (paths.vm_dir(name) / "owner").read_bytes().split(b"\n")
-    except OSError:
-        return "", None
-    if len(rows) < 3:
-        return "", None
-    return paths.vm_id(name), Path(os.fsdecode(rows[2]))
+    """The VM's id and worktree; "" and None for a name that nobody has."""
+    found = instance.read_owner(name)
+    return (paths.vm_id(name), found.worktree) if found else ("", None)
 
 
 def adoptable(name: str, worktree: Path | None) -> Place | None:

@@ -35,7 +35,7 @@ def host() -> Host:
         machine,
         kvm=kvm_works(f"qemu-system-{machine}"),
         kvm_there=os.path.exists(accel.DEVICE),
-        wsl=wsl(),
+        wsl=wsl(kernel()),
         sandbox=sandbox_works(),
     )
 
@@ -84,12 +84,16 @@ def _boot_probe(program: str) -> tuple[bool, str]:
     return done.rc == PROVEN, " ".join(done.last_lines(2))
 
 
-def wsl() -> int:
-    """The version of the Windows Subsystem for Linux; 0 elsewhere."""
+def kernel() -> str:
+    """The kernel's name for itself; "" where it does not tell."""
     try:
-        release = Path("/proc/sys/kernel/osrelease").read_text()
+        return Path("/proc/sys/kernel/osrelease").read_text()
     except OSError:
-        return 0
+        return ""
+
+
+def wsl(release: str) -> int:
+    """The version of the Windows Subsystem for Linux, by the kernel's name; 0: none."""
     if "WSL2" in release or "microsoft-standard" in release:
         return 2
     return 1 if "Microsoft" in release else 0

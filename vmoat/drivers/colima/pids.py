@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmoat.drivers.qemu import process
+
 PROC = sys.platform.startswith("linux")
 KILL_SECONDS = 5.0
 
@@ -46,12 +48,12 @@ def look(pid: int, mark: Path | str) -> Living | None:
 
 def _facts(pid: int) -> tuple[str, bytes]:
     if PROC:
+        started = process.start_time(pid)
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return "", b""
-        return ("", b"") if fields[0] in "ZX" else (fields[19], line)
+        return (str(started), line) if started else ("", b"")
     words = ["ps", "-ww", "-o", "lstart=,command=", "-p", str(pid)]
     try:
         out = subprocess.run(words, capture_output=True, timeout=10).stdout
@@ -63,17 +65,8 @@ def _facts(pid: int) -> tuple[str, bytes]:
 
 def with_mark(mark: Path | str) -> list[Living]:
     """Every process of this user's whose command line holds ``mark``."""
-    wanted = os.fsencode(mark)
-    found = []
-    for pid in _all():
-        if pid == os.getpid():
-            continue
-        started, line = _facts(pid) if PROC else ("?", b"")
-        if PROC and started and wanted in line:
-            found.append(Living(pid, started))
-        elif not PROC and (living := look(pid, mark)):
-            found.append(living)
-    return found
+    others = (look(pid, mark) for pid in _all() if pid != os.getpid())
+    return [living for living in others if living]
 
 
 def _all() -> list[int]:
@@ -86,8 +79,6 @@ def _all() -> list[int]:
 def resident(pid: int) -> int:
     """Bytes of memory that a process holds."""
     if PROC:
-        from vmoat.drivers.qemu import process
-
         return process.resident(pid)
     words = ["ps", "-o", "rss=", "-p", str(pid)]
     out = subprocess.run(words, capture_output=True, timeout=10).stdout.split()

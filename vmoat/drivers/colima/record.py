@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from vmoat import paths
 from vmoat.drivers.colima.homes import PROFILE
+from vmoat.state import write_toml
 
 
 @dataclass
@@ -63,13 +63,4 @@ def read_file(file: Path) -> Record | None:
 
 def write(name: str, record: Record) -> None:
     """Write it atomically and sync it."""
-    import tomli_w
-
-    target = path(name)
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = target.with_suffix(".new")
-    with open(new, "w") as file:
-        file.write(tomli_w.dumps(vars(record)))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(target)
+    write_toml(path(name), vars(record))

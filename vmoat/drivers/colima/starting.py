@@ -29,13 +29,14 @@ from vmoat.drivers.colima import (
 from vmoat.drivers.colima.argv import Host
 from vmoat.drivers.colima.homes import Place
 from vmoat.drivers.colima.walls import told, wsl_warnings
+from vmoat.drivers.qemu import accel
 from vmoat.errors import Code, VmoatError
+from vmoat.state import write_atomically
 
 START_SECONDS = 2700.0
 """For `colima start`: a disk image of hundreds of MB may come first, emulation takes minutes."""
 POLL = 0.2
 BANNER_SECONDS = 60.0
-EMULATED = "software emulation: everything in the VM runs several times slower"
 SSHFS = (
     "sshfs: root in the VM reaches every file that you do on this machine; 9p or virtiofs "
     "(vm.mount_type) let it see the shared folders alone"
@@ -120,7 +121,7 @@ def _repair(spec: VmSpec, place: Place, reasons: tuple[str, ...], say: Say) -> N
 def _start(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
     known = _known(spec)
     if not place.adopted and argv.emulated(host):
-        say(EMULATED)
+        say(accel.COST)
     if argv.mount_type(spec, host) == "sshfs" and not place.adopted:
         say(SSHFS)
     if host.wsl:
@@ -136,7 +137,7 @@ def _start(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
         script = equip.script(
             _boot(spec, place, known, token, behind), guestlink.given(spec, place)
         )
-        _write_private(place.override, argv.override(spec, host, script))
+        write_atomically(place.override, argv.override(spec, host, script).encode())
     known.phase, known.token, known.agent, known.clean = "starting", token, "", False
     known.spec_digest, known.disk_gib = spec.digest(), max(spec.disk_gib, known.disk_gib)
     known.mount = argv.mount_type(spec, host) if not place.adopted else known.mount
@@ -212,8 +213,6 @@ def _failed(name: str, log: Path, host: Host) -> VmoatError:
     said = words.text(log)
     cure = words.cure(said)
     if host.kvm and "software emulation" in cure:
-        from vmoat.drivers.qemu import accel
-
         program = proc.which(f"qemu-system-{host.machine}")
         if program:
             accel.remember(program, False, " ".join(words.last_words(said, 2)))
@@ -290,10 +289,3 @@ def _image_kept(host: Host) -> bool:
         cache = os.path.join(base or os.path.expanduser(plain), "colima")
     kept = Path(cache, "caches").glob("*")
     return any(not file.name.endswith(".downloading") for file in kept)
-
-
-def _write_private(target: Path, text: str) -> None:
-    new = target.with_suffix(".new")
-    new.write_text(text)
-    new.chmod(0o600)
-    new.replace(target)

@@ -24,7 +24,7 @@ from vmoat.drivers import VmSpec
 from vmoat.drivers.colima import argv
 from vmoat.drivers.colima.argv import Host
 from vmoat.drivers.colima.homes import Place
-from vmoat.drivers.qemu import sandbox
+from vmoat.drivers.qemu import sandbox, shares
 
 PLAN = "walls.json"
 
@@ -40,8 +40,8 @@ esac
 
 def wanted(spec: VmSpec, place: Place, host: Host) -> bool:
     """Whether the VM's QEMU runs behind walls: where it serves the shares and bubblewrap works."""
-    shares = argv.mount_type(spec, host) == "9p" and not place.adopted
-    return shares and spec.walls and host.sandbox
+    served = argv.mount_type(spec, host) == "9p" and not place.adopted
+    return served and spec.walls and host.sandbox
 
 
 def install(spec: VmSpec, place: Place, host: Host) -> None:
@@ -89,12 +89,8 @@ def bwrap_words(spec: VmSpec, place: Place, program: str) -> list[str]:
 
 def _between(top: Path, inner: Sequence[Path]) -> list[Path]:
     """The folders that lead to paths in the worktree: a mount point cannot be renamed away."""
-    found = {
-        parent
-        for path in inner
-        for parent in path.parents
-        if parent != top and parent.is_relative_to(top) and parent.is_dir()
-    }
+    inside = [path for path in inner if path.is_relative_to(top)]
+    found = {step for path in inside for step in shares.between(top, path) if step.is_dir()}
     return sorted(found, key=lambda path: len(path.parts))
 
 

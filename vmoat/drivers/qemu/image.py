@@ -11,7 +11,6 @@ makes the file system of it without root or loop devices.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
@@ -30,7 +29,7 @@ from pathlib import Path
 from vmoat import paths, proc
 from vmoat.drivers import Say
 from vmoat.errors import Code, VmoatError
-from vmoat.state import read_toml, write_toml
+from vmoat.state import in_turn, read_toml, write_toml
 
 SUITE = "trixie"
 ROOT_SIZE = "16G"
@@ -324,12 +323,8 @@ def _sync(file: Path) -> None:
 
 @contextmanager
 def _locked(name: str, say: Say) -> Iterator[None]:
-    with open(paths.images_dir() / f".{name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another vmoat builds this image: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = paths.images_dir() / f".{name}.lock"
+    with in_turn(lock, lambda: say("another vmoat builds this image: waiting for it")):
         yield
 
 

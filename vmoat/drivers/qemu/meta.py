@@ -415,14 +415,19 @@ def tar_bytes(files: Mapping[str, tuple[int, str]]) -> bytes:
             info = tarfile.TarInfo(folder)
             info.type, info.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(info)
-        for path, (mode, text) in files.items():
-            info = tarfile.TarInfo(path)
-            info.mode = mode
-            if text.startswith("->"):
-                info.type, info.linkname = tarfile.SYMTYPE, text[2:]
-                tar.addfile(info)
-                continue
-            data = text.encode("utf-8", "surrogateescape")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+        add_files(tar, files)
     return out.getvalue()
+
+
+def add_files(tar: tarfile.TarFile, files: Mapping[str, tuple[int, str]]) -> None:
+    """Files and links (``->``) as ``guest_files`` has them: root's, without times."""
+    for path, (mode, text) in files.items():
+        info = tarfile.TarInfo(path)
+        info.mode = mode
+        if text.startswith("->"):
+            info.type, info.linkname = tarfile.SYMTYPE, text[2:]
+            tar.addfile(info)
+            continue
+        data = text.encode("utf-8", "surrogateescape")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from vmoat import paths
 from vmoat.drivers import SshEndpoint
 from vmoat.drivers.qemu.process import Process, host_boot
 from vmoat.errors import Code, VmoatError
+from vmoat.state import write_toml
 
 SHARES = "/vm/share"
 """In the sandbox: the folder of the shares' mount points."""
@@ -80,18 +80,9 @@ def read(name: str) -> Record | None:
 
 def write(name: str, record: Record) -> None:
     """Write it atomically and sync it."""
-    import tomli_w
-
     rows = [[process.name, process.pid, process.started] for process in record.processes]
     values = {key: value for key, value in vars(record).items() if key != "processes"}
-    target = path(name)
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = target.with_suffix(".new")
-    with open(new, "w") as file:
-        file.write(tomli_w.dumps({**values, "processes": rows}))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(target)
+    write_toml(path(name), {**values, "processes": rows})
 
 
 def ssh_endpoint(name: str) -> SshEndpoint:
