@@ -277,7 +277,6 @@ def test_a_start_that_hangs_ends_in_time(scene: Scene, monkeypatch: pytest.Monke
     with pytest.raises(VmoatError) as caught:
         scene.up(spec)
     assert caught.value.code == Code.TIMEOUT
-    monkeypatch.undo()
 
 
 def test_a_start_that_is_cancelled_leaves_nothing_running(
@@ -299,6 +298,28 @@ def test_a_start_that_is_cancelled_leaves_nothing_running(
     assert scene.driver.status(spec.name).reasons == ("its start was interrupted",)
     scene.up(spec)
     assert scene.driver.status(spec.name).state == "running"
+
+
+def test_a_start_is_followed_while_its_program_replaces_itself(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between sh and colima a busy kernel shows a process without a command line."""
+    from vmoat.worker import Cancelled
+
+    facts = pids._facts
+    monkeypatch.setattr(pids, "_facts", lambda pid: (facts(pid)[0], b""))
+
+    def say(line: str) -> None:
+        if "Waiting for" in line:
+            monkeypatch.setattr(pids, "_facts", facts)
+            raise Cancelled
+
+    spec = scene.spec()
+    scene.fail("hang")
+    scene.driver.create(spec, quiet)
+    with pytest.raises(Cancelled):
+        scene.driver.start(spec, say)
+    assert pids.with_mark(homes.place_of(spec.name).home) == []
 
 
 def test_a_guest_that_does_not_see_the_worktree(scene: Scene) -> None:

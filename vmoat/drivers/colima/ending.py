@@ -80,9 +80,8 @@ def end_starter(known: record.Record) -> None:
     if not look.starting(known):
         return
     pid = int(known.starter.split()[0])
-    living = pids.look(pid, "colima")
-    if living:
-        pids.end([living], "colima", gently=True)
+    if living := pids.look(pid, ""):
+        pids.end([living], "", gently=True)
     known.starter = ""
 
 

@@ -41,7 +41,8 @@ def starting(known: record.Record | None) -> bool:
     """Whether a `colima start` of ours is under way, also one whose starter was killed."""
     if known is None or not known.starter:
         return False
-    return told(pids.look(int(known.starter.split()[0]), "colima")) == known.starter
+    # by pid and time alone: while a program replaces itself (sh, bwrap), its command line is empty
+    return told(pids.look(int(known.starter.split()[0]), "")) == known.starter
 
 
 def finished(name: str) -> bool:

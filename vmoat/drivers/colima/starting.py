@@ -73,7 +73,7 @@ def start(spec: VmSpec, say: Say) -> None:
     place = homes.place_of(spec.name)
     if status.state == "starting":
         say("`colima start` is under way already")
-        _wait(spec.name, None, known, say)
+        _wait(spec.name, known, say)
         status = look.status(spec.name)
     if status.state == "running":
         fresh = not known.spec_digest or place.adopted
@@ -158,7 +158,7 @@ def _start(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
         known.starter = look.told(pids.look(process.pid, ""))
         record.write(spec.name, known)
         try:
-            code = _wait(spec.name, process.wait, known, say)
+            code = _wait(spec.name, known, say, process)
         except BaseException as error:
             if not isinstance(error, Exception):  # cancelled: nothing goes on unseen
                 ending.end_starter(known)
@@ -176,16 +176,22 @@ def _boot(spec: VmSpec, place: Place, known: record.Record, token: str, behind: 
     return equip.Boot(spec, place, os.getuid(), token, known.data_id, copied, behind)
 
 
-def _wait(name: str, reap: object, known: record.Record, say: Say) -> int:
+def _wait(
+    name: str,
+    known: record.Record,
+    say: Say,
+    starter: subprocess.Popen[bytes] | None = None,
+) -> int:
     """Follow `colima start` to its end, with its words; its exit code, as far as it is known.
 
+    ``starter`` is the process where it is this one's child.
     Raises TIMEOUT, and ends it, after ``START_SECONDS``.
     """
     log = paths.vm_dir(name) / words.LOG
     deadline = time.monotonic() + START_SECONDS
     said = 0
     while True:
-        over = not look.starting(known)
+        over = starter.poll() is not None if starter else not look.starting(known)
         lines = words.text(log).splitlines(keepends=True)
         whole = lines if over else [line for line in lines if line.endswith("\n")]
         for line in whole[said:]:
@@ -203,10 +209,9 @@ def _wait(name: str, reap: object, known: record.Record, say: Say) -> int:
                 details=words.last_words(words.text(log)),
             )
         time.sleep(POLL)
-    code = reap() if callable(reap) else (0 if look.finished(name) else 1)
     known.starter = ""
     record.write(name, known)
-    return int(code)
+    return starter.returncode if starter else (0 if look.finished(name) else 1)
 
 
 def _failed(name: str, log: Path, host: Host) -> VmoatError:
