@@ -65,6 +65,26 @@ def test_the_command_line_and_its_surroundings(system: str) -> None:
     check(f"colima_{system}.txt", "\n".join(lines) + "\n")
 
 
+def test_a_link_in_place_of_what_is_protected_is_refused(tmp_path: Path) -> None:
+    """bubblewrap would follow it, and mount what it points at."""
+    outside, top = tmp_path / "ssh", tmp_path / "wt"
+    (outside / "sub" / ".git").mkdir(parents=True)
+    top.mkdir()
+    (top / ".git").write_text("gitdir: /x\n")
+    (top / "libs").symlink_to(outside)
+    for more in ({"gitlinks": (top / "libs" / "sub",)}, {"masked": (top / "libs" / "sub",)}):
+        with pytest.raises(VmoatError, match="libs is a symbolic link") as caught:
+            walled.bwrap_words(replace(spec(), worktree=top, **more), place(), "/bin/qemu")
+        assert caught.value.code == Code.VM
+
+
+def test_a_nested_worktree_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    top = tmp_path / "wt"
+    top.mkdir()
+    gone = replace(spec(), worktree=top, masked=(top / "gone",))
+    assert str(top / "gone") not in walled.bwrap_words(gone, place(), "/bin/qemu")
+
+
 def test_an_adopted_vm_keeps_its_mounts_and_its_home() -> None:
     mine = Place(Path("/home/ann/.colima"), "wt-feature", adopted=True)
     text = " ".join(argv.start(spec(), mine, LINUX))

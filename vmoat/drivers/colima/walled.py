@@ -64,7 +64,10 @@ def install(spec: VmSpec, place: Place, host: Host) -> None:
 
 
 def bwrap_words(spec: VmSpec, place: Place, program: str) -> list[str]:
-    """bubblewrap's words up to the filter: programs, the home, the shares at their own paths."""
+    """bubblewrap's words up to the filter: programs, the home, the shares at their own paths.
+
+    Raises VM where a protected path leads through a symbolic link.
+    """
     words = ["--unshare-user", "--cap-drop", "ALL", "--unshare-ipc", "--unshare-net"]
     words += sandbox.system_binds([program])
     # alternatives, such as the firmware's links, and names of users
@@ -76,13 +79,17 @@ def bwrap_words(spec: VmSpec, place: Place, program: str) -> list[str]:
     top = spec.worktree
     closed = [top / ".git", *spec.readonly]
     closed += [link / ".git" if (link / ".git").exists() else link for link in spec.gitlinks]
-    for path in _between(top, [*closed, *spec.masked]):
+    masked = [path for path in spec.masked if path.is_dir()]
+    for path in [*closed, *masked]:
+        if path.is_relative_to(top):
+            shares.no_links(top, path)
+    for path in _between(top, [*closed, *masked]):
         words += ["--bind", str(path), str(path)]
     if not spec.git_writable:
         for path in closed:
-            if path.exists() and not path.is_symlink():
+            if path.exists():
                 words += ["--ro-bind", str(path), str(path)]
-    for path in spec.masked:
+    for path in masked:
         words += ["--perms", "0755", "--tmpfs", str(path), "--remount-ro", str(path)]
     return words
 
