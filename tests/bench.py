@@ -1,10 +1,11 @@
 """How long whole commands take, each beside a yardstick of the same run.
 
-``python tests/bench.py [--runs N] [--rounds N] [--share] [--json FILE]``: medians of processes as a
-user starts them, on real VMs with four packages, a script, a seed and a health URL.  The golden
-image has to be there (it is built first, and not counted).  ``--share`` measures the worktree's
-share instead, by each way that this machine has (9p; virtiofs where there is a usable virtiofsd),
-beside the VM's own disk.  Run it on an idle machine.
+``python tests/bench.py [--runs N] [--rounds N] [--share [--readme]] [--json FILE]``: medians of
+processes as a user starts them, on real VMs with four packages, a script, a seed and a health URL.
+The golden image has to be there (it is built first, and not counted).  ``--share`` measures the
+worktree's share instead, by each way that this machine has (9p; virtiofs where there is a usable
+virtiofsd), beside the VM's own disk; ``--readme`` writes those figures into the README.  Run it on
+an idle machine.
 """
 
 from __future__ import annotations
@@ -160,6 +161,31 @@ def sharing(lab: Lab) -> list[Row]:
     return rows
 
 
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- share figures -->\n", "<!-- end of share figures -->\n"
+
+
+def readme_table(rows: Sequence[Row]) -> str:
+    """The shares side by side, as Markdown."""
+    kinds = list(dict.fromkeys(row.what.partition(": ")[0] for row in rows))
+    cells = {tuple(row.what.split(": ", 1)): row for row in rows}
+    lines = [
+        f"| seconds | the VM's own disk | {' | '.join(kinds)} |",
+        "|---|---|" + "---|" * len(kinds),
+    ]
+    for what in dict.fromkeys(row.what.partition(": ")[2] for row in rows):
+        each = [cells[kind, what] for kind in kinds]
+        own = each[0].yardstick.rpartition(" ")[2] or "–"
+        lines.append(f"| {what} | {own} | {' | '.join(f'{row.median:.1f}' for row in each)} |")
+    return "\n".join(lines) + "\n"
+
+
+def into_readme(text: str, table: str) -> str:
+    """The README with the figures in their place."""
+    head, _, rest = text.partition(BEGIN)
+    return head + BEGIN + table + END + rest.partition(END)[2]
+
+
 def edit_seen(vm: Vm) -> float:
     """Seconds until a program in the VM that reads a file again and again has the host's edit: the
     median of some, one command's own time included."""
@@ -218,6 +244,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="of each quick command (5)")
     parser.add_argument("--rounds", type=int, default=3, help="of two VMs made anew (3)")
     parser.add_argument("--share", action="store_true", help="the worktree's share instead")
+    parser.add_argument("--readme", action="store_true", help="write them into the README")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     subprocess.run([sys.executable, "-P", "-m", "vmoat", "image", "build"], check=True)
@@ -228,6 +255,8 @@ def main() -> None:
         finally:
             lab.close()
     print(table(rows))
+    if options.share and options.readme:
+        README.write_text(into_readme(README.read_text(), readme_table(rows)))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
