@@ -162,7 +162,7 @@ def sharing(lab: Lab) -> list[Row]:
 
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- share figures -->\n", "<!-- end of share figures -->\n"
+BEGIN, END = "<!-- share figures -->\n", "<!-- /share figures -->\n"
 
 
 def readme_table(rows: Sequence[Row]) -> str:
