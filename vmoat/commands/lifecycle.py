@@ -12,6 +12,7 @@ from vmoat.commands import attend, context
 from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.fleet.use import used
 from vmoat.lifecycle import stack_command, stop_stack
 from vmoat.output import Output, printable
 from vmoat.state import CANCEL_LIMIT, cancel_run, read_toml, require_lock, write_toml
@@ -30,7 +31,8 @@ def up(args: argparse.Namespace, out: Output) -> int:
     targets = list(args.stages)
     if args.force:  # a stage that is forced is wanted
         targets = [*(targets or graph.default_targets(ctx)), args.force]
-    run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
+    with used(ctx.instance.folder):
+        run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
     if not args.detach and not args.stages:
         for text in tunnels.restore(ctx):
             out.warn(text)
@@ -243,6 +245,10 @@ def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
 
 def down(args: argparse.Namespace, out: Output) -> int:
     """CMD_DOWN, power off; the disks stay."""
+    if args.all:
+        from vmoat.commands.several import down_all
+
+        return down_all(down, args, out)
     ctx = context(args, claim=False, tolerant=True)
     for text in ctx.settings.warnings:
         out.warn(text)
