@@ -62,6 +62,7 @@ class McpDriver:
 
     def open(self, url: str) -> None:
         answer = self._tool("new_page", url=url)
+        print(repr(answer))
         rows = re.findall(r"^(\d+): (\S+)", answer, re.MULTILINE)
         self._page = next(int(number) for number, shown in rows if shown.startswith(url))
 
