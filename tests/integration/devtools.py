@@ -62,9 +62,9 @@ class McpDriver:
 
     def open(self, url: str) -> None:
         answer = self._tool("new_page", url=url)
-        print(repr(answer))
-        rows = re.findall(r"^(\d+): (\S+)", answer, re.MULTILINE)
-        self._page = next(int(number) for number, shown in rows if shown.startswith(url))
+        found = re.search(r"^(\d+): .*\[selected\]$", answer, re.MULTILINE)
+        assert found, answer
+        self._page = int(found[1])
 
     def text(self) -> str:
         return self._tool("take_snapshot", pageId=self._page)
