@@ -148,7 +148,7 @@ def _forwards(asked: Question) -> Values:
     from vmoat import tunnels
 
     rows = sorted(tunnels.kept(asked.context()).read().items())
-    return {str(guest): f"http://localhost:{host}" for host, guest in rows}
+    return {str(guest): f"http://localhost:{host}" for host, guest in rows if guest}
 
 
 def _branches(asked: Question) -> Values:

@@ -26,10 +26,14 @@ RECORD = "forwards.json"
 """Name of the record, in the VM's state folder."""
 SERVICES = "services.toml"
 """Beside it: guest port → the service that a tunnel was opened for."""
+SOCKS = 0
+"""Stands for the guest's port in a forward that leads to all of them: a SOCKS proxy (ssh -D)."""
 
 
 class Record:
-    """Host port → guest port of each forward that was asked for; a JSON file, replaced whole."""
+    """Host port → guest port (or ``SOCKS``) of each forward that was asked for; a JSON file,
+    replaced whole.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -90,12 +94,12 @@ class Forwards:
                 raise _port_busy(host_port)
         done: list[str] = []
         for address in _loopbacks():
-            rc, said = connection.control("forward", "-L", _rule(address, host_port, guest_port))
+            rc, said = connection.control("forward", *_rule(address, host_port, guest_port))
             if rc == 0:
                 done.append(address)
                 continue
             for other in done:
-                connection.control("cancel", "-L", _rule(other, host_port, guest_port))
+                connection.control("cancel", *_rule(other, host_port, guest_port))
             if not connection.alive():
                 raise VmoatError(
                     "the connection to the VM is gone",
@@ -109,7 +113,7 @@ class Forwards:
         """End a forward and forget it; quiet when there is none."""
         if self._connection.alive():
             for address in _loopbacks():
-                self._connection.control("cancel", "-L", _rule(address, host_port, guest_port))
+                self._connection.control("cancel", *_rule(address, host_port, guest_port))
         with self.record.change() as table:
             table.pop(host_port, None)
 
@@ -150,9 +154,12 @@ class Forwards:
         return {h: g for h, g in self.record.read().items() if h not in alive}
 
 
-def _rule(address: str, host_port: int, guest_port: int) -> str:
+def _rule(address: str, host_port: int, guest_port: int) -> tuple[str, str]:
+    """The forward as ssh(1) takes it: option and value."""
     shown = f"[{address}]" if ":" in address else address
-    return f"{shown}:{host_port}:localhost:{guest_port}"
+    if guest_port == SOCKS:
+        return "-D", f"{shown}:{host_port}"
+    return "-L", f"{shown}:{host_port}:localhost:{guest_port}"
 
 
 def _loopbacks() -> list[str]:

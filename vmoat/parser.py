@@ -87,6 +87,11 @@ _TIMEOUT = arg(
     help="stop watching after SECONDS (exit 6); the work goes on",
 )  # fmt: skip
 
+_PAGE = arg(
+    "page", nargs="?", metavar="SERVICE|URL", completes="services",
+    help="a service, port, /path or URL as inside the VM; else the health URL's site",
+)  # fmt: skip
+
 COMMANDS = (
     Command(
         "up", "lifecycle", "bring the worktree's stack up, healthy, in its own VM",
@@ -151,6 +156,29 @@ COMMANDS = (
         "untunnel", "ports", "close forwarded ports and forget them; else they come back",
         (arg("ports", nargs="*", metavar="PORT", completes="forwards",
              help="these ports of the VM; else all"),),
+    ),
+    Command(
+        "open", "browser", "open a page in a browser for which localhost is the VM",
+        (_PAGE, _JSON), function="open_page",
+    ),
+    Command(
+        "shot", "browser", "a page's picture, console errors and failed requests; 1 for a bad page",
+        (
+            _PAGE,
+            arg("--out", metavar="FILE", help="write FILE.png and FILE.json"),
+            arg("--full", action="store_true", help="the whole page, not the first screen"),
+            arg("--timeout", type=seconds, default=60.0, metavar="SECONDS",
+                help="for the page to load (60; exit 6)"),
+            _JSON,
+        ),
+    ),
+    Command(
+        "browser-args", "browser", "print the arguments that make the VM a Chromium's localhost",
+        (
+            arg("--mcp", action="store_true",
+                help="as the Chrome DevTools MCP server takes them"),
+            _JSON,
+        ),
     ),
     Command("provision", "lifecycle", "the VM, its packages, script and seed files; no stack",
             (_TIMEOUT,)),

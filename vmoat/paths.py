@@ -88,6 +88,11 @@ def image_cache_dir() -> Path:
     return data_home() / "image-cache"
 
 
+def browser_dir(vm_id: str) -> Path:
+    """Profiles of the browsers for which localhost is this VM."""
+    return data_home() / "browsers" / vm_id
+
+
 def cache_authority_dir() -> Path:
     """Key and certificate of the image cache's authority."""
     return state_home() / "image-cache-ca"

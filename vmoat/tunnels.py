@@ -19,7 +19,7 @@ from vmoat import instance, paths
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Facts
-from vmoat.forwards import RECORD, SERVICES, Record
+from vmoat.forwards import RECORD, SERVICES, SOCKS, Record
 from vmoat.netports import CACHE_PORT
 from vmoat.state import read_toml, write_toml
 
@@ -140,6 +140,7 @@ def open_tunnels(ctx: Context) -> list[Tunnel]:
     return [
         Tunnel(guest, host, services.get(guest, ""))
         for host, guest in sorted(ctx.guest.forwards().items())
+        if guest != SOCKS
     ]
 
 
@@ -201,6 +202,11 @@ def failed(ctx: Context) -> list[str]:
 
 def taken(tunnel: Tunnel) -> str:
     """What is said of a forward whose port somebody else holds."""
+    if tunnel.guest == SOCKS:
+        return (
+            f"port {tunnel.host} of this machine is taken: the browser's way to the VM waits for "
+            "it (`vmoat open` chooses another)"
+        )
     return (
         f"port {tunnel.host} of this machine is taken: the tunnel to the VM's port {tunnel.guest} "
         f"waits for it (`vmoat tunnel {tunnel.guest}` chooses another)"

@@ -18,6 +18,7 @@ from vmoat.errors import Code, VmoatError
 HOST = HostSize(8, 32)
 WIDE = {
     "walls": "false",
+    "browser.command": '"sh -c evil"',
     "mounts.share": '["~/secrets"]',
     "git.writable": "true",
     "network.open": "true",

@@ -19,7 +19,7 @@ import pytest
 from vmoat import netports, proc, ssh
 from vmoat.drivers import SshEndpoint
 from vmoat.errors import Code, VmoatError
-from vmoat.forwards import Record
+from vmoat.forwards import SOCKS, Record
 from vmoat.guest import File, Guest
 
 SSHD = proc.which("sshd")
@@ -315,6 +315,31 @@ def test_forwards_open_and_close_on_loopback_only(guest: Guest) -> None:
     guest.cancel(guest.endpoint.port, port)
     assert guest.forwards() == {}
     assert not netports.banner("127.0.0.1", port, 1)
+
+
+def through_socks(port: int, target: int) -> bytes:
+    """What the target port says first, asked for by name through a SOCKS5 proxy (RFC 1928)."""
+    with socket.create_connection(("127.0.0.1", port), 5) as link:
+        link.sendall(b"\5\1\0")
+        assert link.recv(2) == b"\5\0"
+        link.sendall(b"\5\1\0\3\x09localhost" + target.to_bytes(2, "big"))
+        assert link.recv(10)[:2] == b"\5\0"
+        return link.recv(4)
+
+
+def test_a_socks_forward_leads_to_every_port_of_the_guest(guest: Guest) -> None:
+    """On loopback only, and again with the next master."""
+    port = free_port()
+    guest.forward(SOCKS, port)
+    assert guest.forwards() == {port: SOCKS}
+    assert through_socks(port, guest.endpoint.port) == b"SSH-"
+    kill_master(guest)
+    guest.connect(20)
+    assert through_socks(port, guest.endpoint.port) == b"SSH-"
+    guest.cancel(SOCKS, port)
+    assert guest.forwards() == {}
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), 5)
 
 
 def test_a_busy_port_is_named(guest: Guest) -> None:

@@ -83,6 +83,7 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
         "watch": {},
         "tunnels": [],
         "waiting": [],
+        "browser": None,
         "guest": {},
         "weights": {"host": ctx.driver.weights(ctx.instance.name) if ctx.instance.claimed else {},
                     "docker": None},
@@ -110,8 +111,11 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
         report["watch"] = process.state(ctx.instance.vm_id).get("watch") or {}
     if ctx.instance.claimed:
         alive = {entry["host"] for entry in report["tunnels"]}
+        from vmoat.browser.argv import proxy_url
+
         kept = sorted(tunnels.kept(ctx).read().items())
-        report["waiting"] = [{"guest": g, "host": h} for h, g in kept if h not in alive]
+        report["waiting"] = [{"guest": g, "host": h} for h, g in kept if g and h not in alive]
+        report["browser"] = next((proxy_url(h) for h, g in kept if not g), None)
     if usage is not None:
         usage.join(patience)
         report["weights"]["docker"] = usage.parts
@@ -157,6 +161,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("tunnel", f"localhost:{t['host']} → {t['guest']}: " + waits)
         for t in report["waiting"]
     ]
+    if report["browser"]:
+        rows.append(("browser", f"{report['browser']}: its localhost is this VM"))
     rows += _weight_rows(report)
     for mount, space in report["guest"].items():
         rows.append((

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from vmoat import dockercontext, drivers, graph, instance, paths, tunnels, view, watch
+from vmoat.browser import profiles
 from vmoat.commands import attend, context
 from vmoat.companion import process as companion
 from vmoat.context import Context
@@ -328,6 +329,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
 def _remove(driver: str, mine: instance.Instance) -> None:
     drivers.load(driver).delete(mine.name)
     dockercontext.remove(mine.name, mine.vm_id)
+    profiles.remove(mine.vm_id)
     instance.release(mine)
 
 

@@ -77,6 +77,7 @@ class Settings:
     health_timeout: int
     tunnel_ports: tuple[Port, ...]
     tunnel_auto: bool
+    browser_command: str
     driver: str
     walls: bool
     mounts_local: tuple[str, ...]

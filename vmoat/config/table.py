@@ -259,6 +259,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("tunnel.auto", "bool", False, "Open the tunnels at the end of `vmoat up`."),
     Setting(
+        "browser.command",
+        "str",
+        "",
+        "The Chromium or Chrome of `vmoat open`, `shot` and `browser-args`: a program of this "
+        "machine, with arguments. Without one, what is installed is found.",
+        widens=True,
+        example="chromium --ignore-certificate-errors",
+    ),
+    Setting(
         "driver",
         "choice",
         "",
@@ -423,6 +432,7 @@ SECTIONS: dict[str, str] = {
     "provision": "Preparing the VM",
     "health": "When the stack is healthy",
     "tunnel": "Ports on the host",
+    "browser": "The browser of the host",
     "driver": "What runs the VM",
     "walls": "The walls",
     "mounts": "Folders",

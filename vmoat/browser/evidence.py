@@ -1,0 +1,166 @@
+"""What a page did while it was loaded, gathered from the browser's events; no browser is needed.
+
+Events and their fields: https://chromedevtools.github.io/devtools-protocol/ (Network, Page,
+Runtime, Log, Target).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+MOST = 100
+"""Errors, and failed requests, that a report holds; a page in a loop makes thousands."""
+LONGEST = 2000
+"""Characters of each."""
+BY_ITSELF = "/favicon.ico"
+"""What a browser asks for though no page names it."""
+ENDLESS = frozenset({"EventSource", "Ping", "Media"})
+"""Requests that may stay open for as long as the page does."""
+
+Problem = dict[str, Any]
+
+
+class Evidence:
+    """Console errors, failed requests, and whether the network is quiet."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.errors: list[Problem] = []
+        self.failed_requests: list[Problem] = []
+        self.omitted = 0
+        self.loaded = False
+        self.frame = ""
+        """The page's own frame, and the session that speaks of it, once they are known."""
+        self.session = ""
+        self.status: int | None = None
+        """HTTP status of the page's last document."""
+        self._clock = clock
+        self._open: dict[tuple[str, str], Problem] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._last = clock()
+
+    def take(self, method: str, params: dict[str, Any], session: str) -> None:
+        """One event of the browser's."""
+        handler = HANDLERS.get(method)
+        if handler is not None:
+            handler(self, params, session)
+
+    def quiet_for(self) -> float:
+        """Seconds since the last request began or ended; 0 while one is open."""
+        busy = any(request["type"] not in ENDLESS for request in self._open.values())
+        return 0.0 if busy else self._clock() - self._last
+
+    @property
+    def clean(self) -> bool:
+        return not self.errors and not self.failed_requests
+
+    def error(self, kind: str, text: str, url: str = "", line: int = 0) -> None:
+        self._add(self.errors, {"kind": kind, "text": text[:LONGEST], "url": url[:LONGEST],
+                                "line": line})  # fmt: skip
+
+    def _add(self, rows: list[Problem], row: Problem) -> None:
+        if len(rows) < MOST:
+            rows.append(row)
+        else:
+            self.omitted += 1
+
+    # Runtime, Log
+
+    def _thrown(self, params: dict[str, Any], session: str) -> None:
+        details = params["exceptionDetails"]
+        text = details.get("exception", {}).get("description") or details.get("text", "")
+        self.error("exception", text, details.get("url", ""), _line(details))
+
+    def _console(self, params: dict[str, Any], session: str) -> None:
+        if params["type"] not in ("error", "assert"):
+            return
+        text = " ".join(_shown(value) for value in params.get("args", ()))
+        frame = (params.get("stackTrace", {}).get("callFrames") or [{}])[0]
+        self.error("console", text, frame.get("url", ""), _line(frame))
+
+    def _logged(self, params: dict[str, Any], session: str) -> None:
+        entry = params["entry"]
+        # The network's are told by the failed requests, which know more.
+        if entry.get("level") == "error" and entry.get("source") != "network":
+            line = int(entry.get("lineNumber", -1)) + 1
+            self.error("log", entry.get("text", ""), entry.get("url", ""), line)
+
+    # Network
+
+    def _began(self, params: dict[str, Any], session: str) -> None:
+        self._open[session, params["requestId"]] = {
+            "url": params["request"]["url"][:LONGEST],
+            "method": params["request"]["method"],
+            "type": params.get("type", "Other"),
+        }
+        self._last = self._clock()
+
+    def _answered(self, params: dict[str, Any], session: str) -> None:
+        status = int(params["response"]["status"])
+        if params.get("type") == "Document" and params.get("frameId") == self.frame:
+            self.status = status
+        if status >= 400:
+            self._failed(params, session, status=status)
+
+    def _ended(self, params: dict[str, Any], session: str) -> None:
+        self._open.pop((session, params["requestId"]), None)
+        self._last = self._clock()
+
+    def _broke(self, params: dict[str, Any], session: str) -> None:
+        # A request that the page itself gave up is no failure.
+        if not params.get("canceled"):
+            blocked = params.get("blockedReason") or params.get("corsErrorStatus", {}).get(
+                "corsError", ""
+            )
+            error = params.get("errorText", "")
+            self._failed(params, session, error=f"{error} ({blocked})" if blocked else error)
+        self._ended(params, session)
+
+    def _failed(
+        self, params: dict[str, Any], session: str, *, status: int | None = None, error: str = ""
+    ) -> None:
+        key = session, params["requestId"]
+        request = self._open.get(key) or {
+            "url": params.get("response", {}).get("url", ""), "method": "",
+            "type": params.get("type", "Other"),
+        }  # fmt: skip
+        if key not in self._told and urlsplit(request["url"]).path != BY_ITSELF:
+            self._add(self.failed_requests, {**request, "status": status, "error": error})
+        self._told.add(key)
+
+    # Page
+
+    def _load(self, params: dict[str, Any], session: str) -> None:
+        if session == self.session:
+            self.loaded = True
+
+    def _navigated(self, params: dict[str, Any], session: str) -> None:
+        if params["frame"]["id"] == self.frame:  # a new document: the load to come is its own
+            self.loaded = False
+
+
+HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
+    "Runtime.exceptionThrown": Evidence._thrown,
+    "Runtime.consoleAPICalled": Evidence._console,
+    "Log.entryAdded": Evidence._logged,
+    "Network.requestWillBeSent": Evidence._began,
+    "Network.responseReceived": Evidence._answered,
+    "Network.loadingFinished": Evidence._ended,
+    "Network.loadingFailed": Evidence._broke,
+    "Page.frameNavigated": Evidence._navigated,
+    "Page.loadEventFired": Evidence._load,
+}
+
+
+def _line(place: dict[str, Any]) -> int:
+    """The line as a person counts; 0 where it is unknown."""
+    return int(place.get("lineNumber", -1)) + 1
+
+
+def _shown(value: dict[str, Any]) -> str:
+    """A console argument (Runtime.RemoteObject) as text."""
+    if "value" in value:
+        return str(value["value"])
+    return str(value.get("description") or value.get("unserializableValue") or value.get("type"))

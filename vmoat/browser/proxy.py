@@ -1,0 +1,92 @@
+"""The SOCKS port through which a browser of the host is a browser of the VM.
+
+It is a forward as any other (``vmoat.forwards``): on loopback only, on record, there again with
+each new master, at the same port: a browser that is open, or an MCP server's command line, stays
+right through `down` and `up`.  The port may be given out before the VM runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+
+from vmoat import paths, tunnels
+from vmoat.context import Context
+from vmoat.errors import Code, VmoatError
+from vmoat.forwards import SOCKS
+from vmoat.state import read_toml, write_toml
+
+PORTS = range(10800, 10900)
+"""Outside of what a kernel gives to outgoing connections, so that none takes one meanwhile."""
+
+REMEMBERED = "socks"
+"""Key of ``ports.toml``, which outlives `untunnel`."""
+
+
+def port(ctx: Context) -> int:
+    """The worktree's SOCKS port, open where the VM is connected; chosen at the first call.
+
+    Raises BUSY where no port is free, VM where the connection is gone.
+    """
+    with _one_at_a_time():
+        for candidate in _candidates(ctx):
+            if _take(ctx, candidate):
+                return candidate
+    raise VmoatError(
+        f"no port from {PORTS.start} to {PORTS.stop - 1} of this machine is free",
+        hint="`vmoat untunnel` in worktrees that need none makes room",
+        code=Code.BUSY,
+    )
+
+
+def recorded(ctx: Context) -> int:
+    """The port that was given out; 0 for none."""
+    found = [host for host, guest in tunnels.kept(ctx).read().items() if guest == SOCKS]
+    return found[0] if found else 0
+
+
+def _candidates(ctx: Context) -> Iterator[int]:
+    """What it was, then what no other VM has, running or not."""
+    mine = recorded(ctx)
+    if mine:
+        yield mine
+    last = int(read_toml(ctx.instance.folder / "ports.toml").get(REMEMBERED, 0))
+    for candidate in ([last] if last else []) + list(PORTS):
+        if candidate != mine and not tunnels.holder(candidate, ctx.instance.name):
+            yield candidate
+
+
+def _take(ctx: Context, candidate: int) -> bool:
+    """Open the port, or note it for the VM's next start; False where it is taken."""
+    mine = recorded(ctx)
+    if ctx.status.state == "running" and ctx.guest.connected():
+        try:
+            ctx.guest.forward(SOCKS, candidate)
+        except VmoatError as error:
+            if error.code != Code.BUSY:
+                raise
+            return False
+    elif candidate != mine and not tunnels.is_free(candidate):
+        return False
+    with tunnels.kept(ctx).change() as table:
+        if mine != candidate:
+            table.pop(mine, None)
+        table[candidate] = SOCKS
+    _remember(ctx, candidate)
+    return True
+
+
+def _remember(ctx: Context, candidate: int) -> None:
+    file = ctx.instance.folder / "ports.toml"
+    known = read_toml(file)
+    if known.get(REMEMBERED) != candidate:
+        write_toml(file, {**known, REMEMBERED: candidate})
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Two worktrees that choose at once must not choose the same."""
+    with open(paths.make_private(paths.vms_dir()) / ".socks.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,207 @@
+"""A page in a headless browser: its picture, and what went wrong while it loaded."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmoat.browser.argv import VIEWPORT
+from vmoat.browser.cdp import Browser
+from vmoat.browser.evidence import Evidence
+from vmoat.errors import VmoatError
+
+SCHEMA = "vmoat.shot/1"
+QUIET = 0.5
+"""Seconds without a request after which a page is taken to be done."""
+QUIET_LIMIT = 10.0
+"""Seconds for that after the load; a page that polls is never quiet."""
+PICTURE_LIMIT = 10.0
+ERROR_PAGE_LIMIT = 3.0
+"""Seconds for the browser's own page about a site that cannot be reached."""
+TALLEST = 16384
+"""Pixels of a whole page: what Chromium's compositor takes."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """The picture (PNG; empty where the page never let one be taken) and the report.
+
+    The report: ``schema``, ``url`` (asked for), ``final_url``, ``title``, ``status`` (HTTP status
+    of the document, null without an answer), ``ok``, ``loaded`` (in time), ``quiet``, ``seconds``,
+    ``width``, ``height``, ``errors`` (kind: exception, console, log, navigation; text, url, line),
+    ``failed_requests`` (url, method, type, status, error), ``omitted`` (how many more).
+    """
+
+    picture: bytes
+    report: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.report["ok"])
+
+
+def take(argv: Sequence[str], url: str, log: Path, *, full: bool, limit: float) -> Shot:
+    """Load ``url`` within ``limit`` seconds; ``argv`` is the browser's (``argv.headless``).
+
+    A page that does not finish in time is shown as far as it came.
+    Raises MISSING where the browser does not start.
+    """
+    evidence = Evidence()
+    with Browser(argv, log, lambda *event: page.take(*event)) as browser:
+        page = Page(browser, evidence)
+        return page.shoot(url, full=full, limit=limit)
+
+
+class Page:
+    """One tab of a browser, watched from before its first request."""
+
+    def __init__(self, browser: Browser, evidence: Evidence) -> None:
+        self._browser = browser
+        self._evidence = evidence
+
+    @property
+    def session(self) -> str:
+        return self._evidence.session
+
+    def take(self, method: str, params: dict[str, Any], session: str) -> None:
+        """An event: what the page needs done at once, then the evidence."""
+        if method == "Page.javascriptDialogOpening":  # it would wait for ever
+            self._browser.send("Page.handleJavaScriptDialog", {"accept": True}, session)
+        elif method == "Target.attachedToTarget" and session:  # a frame of another site, a worker
+            self._watch(params["sessionId"])
+        if session:
+            self._evidence.take(method, params, session)
+
+    def open(self) -> None:
+        """A blank tab, attached to and watched."""
+        target = self._browser.call("Target.createTarget", {"url": "about:blank"})["targetId"]
+        attach = {"targetId": target, "flatten": True}
+        self._evidence.session = self._browser.call("Target.attachToTarget", attach)["sessionId"]
+        self._watch(self.session)
+        tree = self._browser.call("Page.getFrameTree", session=self.session)
+        self._evidence.frame = tree["frameTree"]["frame"]["id"]
+
+    def _watch(self, session: str) -> None:
+        send = self._browser.send
+        for domain in ("Runtime", "Network", "Log", "Page"):
+            send(f"{domain}.enable", session=session)
+        follow = {"autoAttach": True, "waitForDebuggerOnStart": False, "flatten": True}
+        send("Target.setAutoAttach", follow, session)
+
+    def shoot(self, url: str, *, full: bool, limit: float) -> Shot:
+        began = time.monotonic()
+        self.open()
+        width, height = VIEWPORT
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._browser.call("Emulation.setDeviceMetricsOverride", metrics, self.session)
+        loaded, quiet = self._load(url, limit)
+        seconds = round(time.monotonic() - began, 2)
+        picture, height = self._picture(full)
+        evidence = self._evidence
+        failed_document = evidence.status is not None and evidence.status >= 400
+        return Shot(
+            picture,
+            {
+                "schema": SCHEMA,
+                "url": url,
+                "final_url": self._value("location.href"),
+                "title": self._value("document.title"),
+                "status": evidence.status,
+                "ok": loaded and evidence.clean and not failed_document,
+                "loaded": loaded,
+                "quiet": quiet,
+                "seconds": seconds,
+                "width": width,
+                "height": height,
+                "errors": evidence.errors,
+                "failed_requests": evidence.failed_requests,
+                "omitted": evidence.omitted,
+            },
+        )
+
+    def _load(self, url: str, limit: float) -> tuple[bool, bool]:
+        """Whether the page was loaded in time, and whether its network came to rest."""
+        deadline = time.monotonic() + limit
+        evidence = self._evidence
+        failure: list[str] = []
+        number = self._browser.send("Page.navigate", {"url": url}, self.session)
+
+        def settled() -> bool:
+            answer = self._browser.answer(number)
+            if answer and (text := answer.get("result", {}).get("errorText")):
+                failure.append(text)
+            return bool(failure) or (answer is not None and evidence.loaded)
+
+        loaded = self._browser.wait(settled, limit)
+        if failure:
+            if not any(row["url"] == url for row in evidence.failed_requests):
+                evidence.error("navigation", failure[0], url)
+            self._browser.wait(lambda: evidence.loaded, ERROR_PAGE_LIMIT)
+            return True, True
+        if not loaded:  # a navigation under way, or a script in a loop, would hold up the picture
+            self._browser.send("Page.stopLoading", session=self.session)
+            self._browser.send("Runtime.terminateExecution", session=self.session)
+        left = max(0.0, min(QUIET_LIMIT, deadline - time.monotonic()))
+        return loaded, loaded and self._browser.wait(
+            lambda: evidence.loaded and evidence.quiet_for() >= QUIET, left
+        )
+
+    def _picture(self, full: bool) -> tuple[bytes, int]:
+        """The PNG and its height in pixels; empty where a busy page does not let it be taken."""
+        height = VIEWPORT[1]
+        params: dict[str, Any] = {"format": "png"}
+        with contextlib.suppress(VmoatError):
+            if full:
+                size = self._call("Page.getLayoutMetrics")["cssContentSize"]
+                height = min(TALLEST, max(height, int(size["height"])))
+                clip = {"x": 0, "y": 0, "width": VIEWPORT[0], "height": height, "scale": 1}
+                params |= {"captureBeyondViewport": True, "clip": clip}
+            data = self._call("Page.captureScreenshot", params)["data"]
+            return base64.b64decode(data), height
+        return b"", 0
+
+    def _value(self, expression: str) -> str:
+        with contextlib.suppress(VmoatError):
+            answer = self._call("Runtime.evaluate", {"expression": expression})
+            return str(answer["result"].get("value", ""))
+        return ""
+
+    def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._browser.call(method, params, self.session, limit=PICTURE_LIMIT)
+
+
+def write(shot: Shot, stem: Path) -> dict[str, str]:
+    """Write STEM.png and STEM.json; their places, which the report names as ``files``."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = {"json": f"{stem}.json"}
+    if shot.picture:
+        files["png"] = f"{stem}.png"
+        Path(files["png"]).write_bytes(shot.picture)
+    shot.report["files"] = files
+    text = json.dumps(shot.report, indent=2, ensure_ascii=False)
+    Path(files["json"]).write_text(text + "\n")
+    return files
+
+
+def told(report: dict[str, Any], printable: Callable[[str], str]) -> list[str]:
+    """The report for a person, a line each; ``printable`` cleans what the page wrote."""
+    status = report["status"] if report["status"] is not None else "no answer"
+    title = f" “{report['title']}”" if report["title"] else ""
+    rows = [f"{report['final_url'] or report['url']}{title}: {status}, {report['seconds']} s"]
+    if not report["loaded"]:
+        rows.append("  was not loaded in time")
+    for row in report["errors"]:
+        place = f" ({row['url']}:{row['line']})" if row["url"] else ""
+        rows.append(f"  {row['kind']}: {row['text'].splitlines()[0] if row['text'] else ''}{place}")
+    for row in report["failed_requests"]:
+        why = row["error"] or row["status"]
+        rows.append(f"  request: {row['method']} {row['url']}: {why}")
+    if report["omitted"]:
+        rows.append(f"  and {report['omitted']} more")
+    return [printable(row) for row in rows]
