@@ -13,6 +13,7 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 - ``slow``        seconds that a unit takes
 - ``fail-STAGE``  the exit code that the stage's command ends with
 - ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
+- ``no-start``  the VM cannot be started
 - ``local``      the folders that lie on the VM's own disk
 - ``containers``, ``health``  what the guest says of itself
 - ``cold``        the health URL answers once it is waited for, and not before
@@ -115,6 +116,8 @@ class FakeDriver:
         here = place(spec.name)
         if text(here / "boot"):
             return
+        if (here / "no-start").exists():
+            raise VmoatError("QEMU ended at once", code=Code.VM)
         (here / "local").write_text("\n".join(spec.local))
         make(here, "boot", here / "boot", secrets.token_hex(4))
 

@@ -12,6 +12,7 @@ from vmoat.commands import attend, context
 from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.fleet import admission
 from vmoat.lifecycle import stack_command, stop_stack
 from vmoat.output import Output, printable
 from vmoat.state import CANCEL_LIMIT, cancel_run, read_toml, require_lock, write_toml
@@ -64,10 +65,13 @@ def bring_up(
     timeout = getattr(args, "timeout", None)
     as_json = getattr(args, "json", False)
     ctx.forced = frozenset(force or ())
+    ctx.no_wait = getattr(args, "no_wait", False)
     for _ in range(MAX_RUNS):
         seen = watch.last_run(ctx)
         log = watch.active(ctx)
         joined = log is not None
+        if joined and ctx.no_wait:
+            admission.require_none_waits(ctx)
         if log is None:
             steps = graph.plan(ctx, targets)
             if graph.nothing_to_do(steps):

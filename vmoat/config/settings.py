@@ -68,6 +68,7 @@ class Settings:
     vm_type: str
     vm_mount: str
     vm_mount_type: str
+    vm_idle: str
     vm_prefix: str
     provision_apt: tuple[str, ...]
     provision_script: str
@@ -94,6 +95,8 @@ class Settings:
     cache_enabled: bool
     cache_size: int
     cache_registries: tuple[str, ...]
+    fleet_memory: str
+    fleet_evict: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]
     warnings: tuple[str, ...]
