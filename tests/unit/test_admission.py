@@ -1,4 +1,4 @@
-"""Never more VMs than the memory that they may have: who comes too many waits, and gets its turn."""
+"""Never more VMs than fit into the memory that they may have: the others wait their turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that are an amount with a unit: a time (``30m``), a part of the host (``75%``, ``12``)."""
+"""Settings that are an amount with a unit: a time (``30m``), a part of the host (``75%``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Since when a VM is idle, as others see it: asked of its companion, which watches (``companion.idleness``), else by the mark that each command leaves.
+"""Since when a VM is idle, as others see it.
+
+Its companion knows (``companion.idleness``); without one, the mark that each command leaves.
 """
 
 from __future__ import annotations
