@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RECORD = "forwards.json"
 """Name of the record, in the VM's state folder."""
+SERVICES = "services.toml"
+"""Beside it: guest port → the service that a tunnel was opened for."""
 
 
 class Record:

@@ -49,6 +49,9 @@ class Owner:
     worktree: Path
     driver: str = ""
     """The driver that the VM was claimed for."""
+    mounts: tuple[Path, ...] = ()
+    """The mount points that the git folder and the worktree are below, without ``/``: while one of
+    them is not mounted, nothing is known of the worktree."""
 
     def holds_id(self) -> bool:
         """Whether the worktree still is there and still names this VM."""
@@ -101,7 +104,8 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     if worktree.linked and owner.git_dir == worktree.git_dir:
         _refuse_copy(worktree, owner)
     if follow:
-        moved = Owner(found[0], worktree.git_dir, worktree.path, owner.driver)
+        mounts = mounts_of(worktree.git_dir, worktree.path)
+        moved = Owner(found[0], worktree.git_dir, worktree.path, owner.driver, mounts)
         _write_owner(found[1], moved)
     return Instance(found[1], found[0])
 
@@ -138,7 +142,8 @@ def claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
 
 def _claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
     vm_id = secrets.token_hex(8)
-    owner = Owner(vm_id, worktree.git_dir, worktree.path, driver)
+    mounts = mounts_of(worktree.git_dir, worktree.path)
+    owner = Owner(vm_id, worktree.git_dir, worktree.path, driver, mounts)
     plain = plain_name(worktree.path, prefix)
     tail = 0
     name = plain
@@ -197,6 +202,16 @@ def release(instance: Instance) -> None:
         (owner.git_dir / paths.ID_FILE).unlink(missing_ok=True)
 
 
+def mounts_of(*folders: Path) -> tuple[Path, ...]:
+    """The mount points that these lie on, each once; ``/`` is left out."""
+    found: list[Path] = []
+    for folder in folders:
+        place = next(p for p in (folder, *folder.parents) if os.path.ismount(p) or p == p.parent)
+        if place != place.parent and place not in found:
+            found.append(place)
+    return tuple(found)
+
+
 def read_owner(name: str) -> Owner | None:
     """Who owns a name; None where nobody does."""
     try:
@@ -206,7 +221,8 @@ def read_owner(name: str) -> Owner | None:
     if len(rows) < 3:
         return None
     vm_id, git_dir, worktree, driver = (os.fsdecode(row) for row in [*rows, b""][:4])
-    return Owner(vm_id, Path(git_dir), Path(worktree), driver)
+    mounts = tuple(Path(os.fsdecode(row)) for row in rows[4:] if row)
+    return Owner(vm_id, Path(git_dir), Path(worktree), driver, mounts)
 
 
 def _read_id(git_dir: Path) -> tuple[str, str] | None:
@@ -269,7 +285,8 @@ def _end_work(name: str) -> None:
 
 
 def _write_owner(name: str, owner: Owner) -> None:
-    rows = (owner.vm_id, owner.git_dir, owner.worktree, owner.driver)
+    rows: list[str | Path] = [owner.vm_id, owner.git_dir, owner.worktree, owner.driver]
+    rows += owner.mounts
     data = b"".join(os.fsencode(row) + b"\n" for row in rows)
     _write_atomically(paths.vm_dir(name) / "owner", data)
 

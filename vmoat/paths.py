@@ -93,15 +93,26 @@ def cache_authority_dir() -> Path:
     return state_home() / "image-cache-ca"
 
 
+def runtime_home() -> Path:
+    """The folder of all VMs' runtime folders; in ``/tmp`` it serves other state folders too."""
+    folder = state_home() / "run"
+    if len(os.fsencode(folder)) + 1 + 12 > RUNTIME_LIMIT:
+        folder = Path(f"/tmp/vmoat-{os.getuid()}")
+    return folder
+
+
+def runtime_place(vm_id: str) -> Path:
+    """Where a VM's runtime folder is, or would be."""
+    return runtime_home() / vm_id[:12]
+
+
 def runtime_dir(vm_id: str) -> Path:
     """The folder of a VM's sockets and pid files, made if need be, 0700.
 
     Raises MISSING where it cannot be made, or where somebody else owns its place in ``/tmp``.
     """
-    short = vm_id[:12]
-    folder = state_home() / "run" / short
-    if len(os.fsencode(folder)) > RUNTIME_LIMIT:
-        folder = Path(f"/tmp/vmoat-{os.getuid()}") / short
+    folder = runtime_place(vm_id)
+    if folder.parent != state_home() / "run":
         make_private(folder.parent)
     make_private(folder)
     return folder

@@ -19,7 +19,7 @@ from vmoat import instance, paths
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Facts
-from vmoat.forwards import RECORD, Record
+from vmoat.forwards import RECORD, SERVICES, Record
 from vmoat.netports import CACHE_PORT
 from vmoat.state import read_toml, write_toml
 
@@ -162,7 +162,17 @@ def ensure(ctx: Context, asked: Sequence[tuple[int, int]] = ()) -> list[Tunnel]:
         if not have:
             _forget(ctx, guest)
         result.append(Tunnel(guest, have or _open(ctx, guest, host), service))
+    _remember_services(ctx, result)
     return result
+
+
+def _remember_services(ctx: Context, opened: Sequence[Tunnel]) -> None:
+    """Write down whose ports these are: who looks at many VMs (`vmoat ls`) asks no guest."""
+    file = ctx.instance.folder / SERVICES
+    had = read_toml(file)
+    now = {**had, **{str(tunnel.guest): tunnel.service for tunnel in opened if tunnel.service}}
+    if now != had:
+        write_toml(file, now)
 
 
 def kept(ctx: Context) -> Record:

@@ -11,6 +11,7 @@ from vmoat import tunnels
 from vmoat.commands import attend, context
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.fleet.use import used
 from vmoat.output import Output
 
 
@@ -33,7 +34,8 @@ def test(args: argparse.Namespace, out: Output) -> int:
         bring_up(ctx, [], args, out)
     ctx.refresh_guest()
     line = " ".join([command, *map(shlex.quote, args.rest)])
-    return ctx.guest.exec([line], tty=_terminal())
+    with used(ctx.instance.folder):
+        return ctx.guest.exec([line], tty=_terminal())
 
 
 def _require_up(ctx: Context) -> None:
@@ -58,12 +60,16 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         raise VmoatError(
             "`exec` wants a command", hint="`vmoat ssh` opens a shell", code=Code.USAGE
         )
-    return running(args, out).guest.exec(args.rest, tty=False)
+    ctx = running(args, out)
+    with used(ctx.instance.folder):
+        return ctx.guest.exec(args.rest, tty=False)
 
 
 def ssh(args: argparse.Namespace, out: Output) -> int:
     """A shell, or a command on a terminal where there is one."""
-    return running(args, out).guest.exec(args.rest, tty=_terminal())
+    ctx = running(args, out)
+    with used(ctx.instance.folder):
+        return ctx.guest.exec(args.rest, tty=_terminal())
 
 
 def copy(args: argparse.Namespace, out: Output) -> int:
@@ -71,7 +77,8 @@ def copy(args: argparse.Namespace, out: Output) -> int:
     from vmoat import copying
 
     ctx = running(args, out)
-    copying.copy(ctx.guest, args.paths, recursive=args.recursive, notice=out.warn)
+    with used(ctx.instance.folder):
+        copying.copy(ctx.guest, args.paths, recursive=args.recursive, notice=out.warn)
     return int(Code.OK)
 
 

@@ -13,6 +13,7 @@ from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.fleet import admission
+from vmoat.fleet.use import used
 from vmoat.lifecycle import stack_command, stop_stack
 from vmoat.output import Output, printable
 from vmoat.state import CANCEL_LIMIT, cancel_run, read_toml, require_lock, write_toml
@@ -31,7 +32,8 @@ def up(args: argparse.Namespace, out: Output) -> int:
     targets = list(args.stages)
     if args.force:  # a stage that is forced is wanted
         targets = [*(targets or graph.default_targets(ctx)), args.force]
-    run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
+    with used(ctx.instance.folder):
+        run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
     if not args.detach and not args.stages:
         for text in tunnels.restore(ctx):
             out.warn(text)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from vmoat import proc, tunnels
 from vmoat.commands import context
 from vmoat.errors import Code, VmoatError
+from vmoat.fleet.use import used
 from vmoat.output import Output
 
 
@@ -24,7 +25,8 @@ def tunnel(args: argparse.Namespace, out: Output) -> int:
         raise VmoatError(
             f"the VM {ctx.instance.name} does not run", hint="`vmoat up` starts it", code=Code.VM
         )
-    opened = tunnels.ensure(ctx, asked)
+    with used(ctx.instance.folder):
+        opened = tunnels.ensure(ctx, asked)
     if not asked:
         for text in tunnels.left_out(ctx):
             out.say(text)

@@ -1,7 +1,8 @@
 """When a VM was last used: by a command that went into it, a run, a tunnel that was opened.
 
-Each such command touches ``used`` in the VM's state folder, as it begins and as it ends, and holds
-it meanwhile: a session that still goes on (an ``ssh`` of a day) counts as used now.
+Each such command touches ``used`` in the VM's state folder, as it begins and as it ends, and shares
+a lock on it meanwhile: a session that still goes on (an ``ssh`` of a day) counts as used now, and
+one that is killed does not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vmoat import paths
+
 MARK = "used"
 
 
@@ -22,23 +25,17 @@ def mark(folder: Path) -> None:
         (folder / MARK).touch(mode=0o600)
 
 
-def last(folder: Path) -> float:
-    """When it was last marked (unix time); 0 for never."""
-    try:
-        return (folder / MARK).stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 @contextlib.contextmanager
-def using(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """The VM is in use while this lasts.  ``waits`` is called where it is just being stopped for
-    idleness: this returns when that is over.
+def used(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The VM is in use while this lasts.
+
+    Where it is just being stopped for being idle, ``waits`` is called, and this begins when the
+    stop is over.
     """
-    mark(folder)
     with _opened(folder) as file:
         if file >= 0:
             _share(file, waits)
+        mark(folder)
         try:
             yield
         finally:
@@ -67,9 +64,17 @@ def unused(folder: Path, wait: float = 1.0) -> Iterator[bool]:
 
 
 def held(folder: Path) -> bool:
-    """Whether a command uses the VM now, or it is just being stopped."""
+    """Whether a command uses the VM now, or it is just being stopped for being idle."""
     with _opened(folder, create=False) as file:
         return file >= 0 and not _take(file)
+
+
+def last(folder: Path) -> float:
+    """When it was last marked (unix time); 0 for never."""
+    try:
+        return (folder / MARK).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _take(file: int) -> bool:
@@ -93,3 +98,33 @@ def _opened(folder: Path, *, create: bool = True) -> Iterator[int]:
     finally:
         if file >= 0:
             os.close(file)
+
+
+def sessions() -> frozenset[Path]:
+    """The runtime folders of the VMs that a session goes on in: ``exec``, ``ssh``, ``test``, a
+    stage.  Found by the command line of its ssh client (``ssh.Connection.argv``); none where
+    there is no proc(5).
+    """
+    found = set()
+    for entry in _numbers("/proc"):
+        try:
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if len(words) > 3 and os.path.basename(words[0]) == b"ssh" and words[1] == b"-F":
+            options = words[3 : words.index(b"--")] if b"--" in words else words[3:]
+            if b"-M" not in options and b"-O" not in options:  # a master, a word to one
+                found.add(Path(os.fsdecode(os.path.dirname(words[2]))))
+    return frozenset(found)
+
+
+def _numbers(folder: str) -> list[str]:
+    try:
+        return [entry for entry in os.listdir(folder) if entry.isdigit()]
+    except OSError:
+        return []
+
+
+def in_session(vm_id: str, found: frozenset[Path]) -> bool:
+    """Whether one of these sessions is in the VM."""
+    return paths.runtime_place(vm_id) in found
