@@ -10,6 +10,7 @@ from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
 from vmoat.errors import VmoatError
+from vmoat.fleet import sleep
 from vmoat.fleet.admission import Room
 from vmoat.guestwork import required_facts
 from vmoat.lifecycle import stop_stack
@@ -32,7 +33,8 @@ def check(ctx: Context, values: Values) -> str:
     if status.state == "absent":
         return "there is no VM yet"
     if status.state == "stopped":
-        return "the VM is stopped"
+        slept = sleep.of(ctx.instance.folder)
+        return f"the VM {slept.words()}" if slept else "the VM is stopped"
     if status.state != "running":
         return f"the VM is {status.state}: {'; '.join(status.reasons) or 'it did not finish'}"
     if values.get("boot") != status.boot:
@@ -81,6 +83,7 @@ def _start(ctx: Context) -> None:
     if ctx.status.state != "broken":
         ctx.driver.create(ctx.spec, ctx.say)
     ctx.driver.start(ctx.spec, ctx.notice)
+    sleep.end(ctx.instance.folder)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
     if warning := dockercontext.ensure(

@@ -14,7 +14,7 @@ import fakes
 import pytest
 from conftest import World, git
 
-from vmoat.fleet import admission, tickets
+from vmoat.fleet import admission, tickets, use
 from vmoat.state import VmLock
 
 LIMIT = 30.0
@@ -230,3 +230,37 @@ def test_one_that_grows_waits_for_the_rest(fleet: Fleet, monkeypatch: pytest.Mon
     fleet.run(b, "down")
     fleet.run(a, "wait")
     assert admission.taken() == [admission.Taken("wt-a", 2.0, starts=False)]
+
+
+def test_the_longest_idle_one_makes_room_where_that_is_wanted(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    for name, ago in (("wt-a", 300), ("wt-b", 600)):
+        os.utime(fakes.paths.vm_dir(name) / use.MARK, (time.time() - ago,) * 2)
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    said = fleet.run(third, "up")
+    assert "wt-b is stopped: nobody uses it" in said
+    assert fleet.runs() == {"wt-a", "wt-third"}
+    said = fleet.run(b, "exec", "echo", "again")
+    assert "to make room for wt-third: starting it again" in said
+    assert "wt-a is stopped" in said
+    assert fleet.runs() == {"wt-b", "wt-third"}
+
+
+def test_nobody_is_stopped_where_that_does_not_make_room_enough(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, large = (fleet.worktree(name) for name in ("a", "b", "large"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")  # just used
+    os.utime(fakes.paths.vm_dir("wt-a") / use.MARK, (time.time() - 300,) * 2)
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    fleet.run(large, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-large"])
+    time.sleep(3 * admission.POLL)
+    assert fleet.runs() == {"wt-a", "wt-b"}
+    fleet.run(large, "down")

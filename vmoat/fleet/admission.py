@@ -9,6 +9,7 @@ doing anything.  Who waits stands in the queue (``tickets``); only the first of 
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from vmoat import drivers, instance, paths, view
 from vmoat.config import amounts
 from vmoat.context import Context, host_size
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet import idle, tickets
+from vmoat.fleet import idle, stopping, tickets
 from vmoat.fleet.tickets import Held, Ticket
 
 ROOM = "room"
@@ -26,6 +27,8 @@ POLL = 0.5
 """Seconds between two looks of one that waits, at least: a look costs some time for each VM."""
 SHARE_OF_TIME = 10
 """A look at many VMs takes long, and is repeated only after so many times as long."""
+EVICT_AFTER = 60.0
+"""Seconds that a VM must have been idle before it is stopped for another one."""
 SHOWN = 8
 """VMs that are named to one that waits."""
 
@@ -82,6 +85,7 @@ class Room:
         self._file = ctx.instance.folder / ROOM
         self._held: Held | None = None
         self._queue = Queue((), ())
+        self._stopping: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Room:
         """Keeps what a VM that runs has already: its restart needs no place in the queue."""
@@ -126,6 +130,7 @@ class Room:
                 told = self._queue
                 for line in self._waiting_lines():
                     self._ctx.say(line)
+            self._evict()
             time.sleep(max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
         if told:
             self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
@@ -139,6 +144,17 @@ class Room:
             self._queue = Queue(ahead, tuple(taken(besides=self._name)))
             if not ahead and self._need <= self._free():
                 self._hold(self._need)
+
+    def _evict(self) -> None:
+        """Have the VM stopped that was idle for longest, where such stops make room enough."""
+        if self._ctx.settings.fleet_evict != "idle" or self._queue.ahead:
+            return
+        if self._stopping and self._stopping.poll() is None:
+            return
+        name = longest_idle(self._queue.others, self._need - self._free(), time.time())
+        if name:
+            self._ctx.say(f"{name} is stopped: nobody uses it")
+            self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
 
     def _free(self) -> float:
         return self._limit - sum(one.memory for one in self._queue.others)
@@ -204,6 +220,20 @@ class Queue:
     def key(self) -> object:
         """Changes when there is something new to say."""
         return self.ahead, [(one.name, one.memory) for one in self.others]
+
+
+def longest_idle(others: Sequence[Taken], missing: float, now: float) -> str:
+    """Whom to stop so that ``missing`` GiB get free; "" where all idle ones are not enough."""
+    sleepy = [
+        (since, one)
+        for one in others
+        if not one.starts
+        and (since := idle.since(one.name)) is not None
+        and now - since >= EVICT_AFTER
+    ]
+    if not sleepy or sum(one.memory for _, one in sleepy) < missing:
+        return ""
+    return min(sleepy, key=lambda pair: pair[0])[1].name
 
 
 def told_of(others: Sequence[Taken]) -> list[str]:
