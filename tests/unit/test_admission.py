@@ -179,6 +179,7 @@ def test_no_wait_ends_with_7_and_names_what_runs(fleet: Fleet) -> None:
     assert tickets.waiting() == []
     fleet.run(third, "up", "--detach")
     until(lambda: tickets.waiting() == ["wt-third"])
+    assert "it waits for room" in fleet.run(third, "status")
     assert "waits for room already" in fleet.run(third, "up", "--no-wait", code=7)
     fleet.run(third, "down")
     fleet.run(a, "down")

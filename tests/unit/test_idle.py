@@ -23,7 +23,7 @@ from vmoat.fleet import idle, sleep, stopping, use
 from vmoat.netports import Traffic
 from vmoat.state import VmLock
 
-SECONDS = 2
+SECONDS = 1
 NOTHING = Traffic(frozenset(), frozenset())
 
 
@@ -41,8 +41,8 @@ def test_nothing_for_a_while_is_idle() -> None:
     clock = Clock(100)
     clock.traffic(110, NOTHING)
     clock.docker(110, frozenset())
-    clock.load(110, 50.0, every=60)
-    clock.load(170, 50.0 + 60 * LOAD, every=60)
+    clock.load(110, 50.0)
+    clock.load(170, 50.0 + 60 * LOAD)
     assert clock.idle(170) == 70
 
 
@@ -74,11 +74,11 @@ def test_a_short_question_to_dockerd_is_no_use_and_a_long_one_is() -> None:
 
 def test_load_counts_from_one_look_to_the_next() -> None:
     clock = Clock(100)
-    clock.load(160, 1000, every=60)  # all of it since the boot: says nothing of now
+    clock.load(160, 1000)  # all of it since the boot: says nothing of now
     assert clock.idle(160) == 60
-    clock.load(220, 1000 + 60 * LOAD + 1, every=60)
+    clock.load(220, 1000 + 60 * LOAD + 1)
     assert clock.idle(220) == 0
-    clock.load(500, 1000 + 280, every=60)  # the host slept, or the guest was not asked
+    clock.load(500, 1000 + 280)  # the host slept, or the guest was not asked
     assert clock.idle(500) == 280
 
 
@@ -147,7 +147,7 @@ def test_users_of_a_unix_socket(tmp_path: Path) -> None:
 
 @pytest.fixture
 def brief(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """A world in which a VM may be idle for two seconds."""
+    """A world in which a VM may be idle for a second."""
     monkeypatch.setenv("VMOAT_VM_IDLE", f"{SECONDS}s")
     yield world
     process.end(paths.vm_id("wt-tree"))
@@ -172,6 +172,7 @@ def test_an_idle_vm_is_stopped_and_the_next_command_starts_it(brief: World) -> N
     until(lambda: sleep.of(paths.vm_dir("wt-tree")))
     assert "stop" in brief.ran()
     assert "for being idle" in brief.vmoat("plan").stdout
+    assert "for being idle; the next command starts it" in brief.vmoat("status").stderr
     done = brief.vmoat("exec", "echo", "hello")
     assert done.stdout == "hello\n"
     assert "wt-tree was stopped at " in done.stderr

@@ -23,6 +23,8 @@ LOOK = 5.0
 """Seconds between two looks at this machine; a closed connection is remembered for sixty."""
 LOOK_AT_LOAD = 60.0
 """Seconds between two questions to the guest, which cost it a shell."""
+LOAD_LIMIT = 2 * LOOK_AT_LOAD
+"""Seconds between two answers beyond which they say nothing of now."""
 LOAD = 0.25
 """CPUs that programs in the guest use, on average, above which they work."""
 GUEST_LIMIT = 15.0
@@ -64,11 +66,11 @@ class Clock:
             self.used(now, "docker")
         self._users = users
 
-    def load(self, now: float, cpu: float, every: float) -> None:
+    def load(self, now: float, cpu: float) -> None:
         """``cpu``: seconds of CPU that the guest's programs have used since its boot."""
         before, self._cpu = self._cpu, (now, cpu)
-        if before is None or now - before[0] > 2 * every:
-            return  # so long ago that it says nothing of now
+        if before is None or now - before[0] > LOAD_LIMIT:
+            return
         if cpu - before[1] > LOAD * (now - before[0]):
             self.used(now, "load")
 
@@ -96,6 +98,8 @@ class Idleness:
         self._now = now
         self.clock = Clock(now())
         self.limit = limit
+        # Nobody else goes by the load, and the guest has to be asked for it.
+        self._asks = bool(limit) or ctx.settings.fleet_evict == "idle"
         self._look_every = min(LOOK, limit / 4) if limit else LOOK
         self._load_every = min(LOOK_AT_LOAD, limit / 2) if limit else LOOK_AT_LOAD
         self._looked = self._asked = now() - LOOK_AT_LOAD
@@ -113,7 +117,7 @@ class Idleness:
             self.clock.traffic(now, netports.traffic(self._ports()))
             docker = dockercontext.socket_of(self._ctx.instance.vm_id)
             self.clock.docker(now, netports.socket_users(docker))
-        if now - self._asked >= self._load_every:
+        if self._asks and now - self._asked >= self._load_every:
             self._asked = now
             self._look_at_load(now)
 
@@ -142,7 +146,7 @@ class Idleness:
             return
         cpu = guest_cpu(answer)
         if cpu is not None:
-            self.clock.load(now, cpu, self._load_every)
+            self.clock.load(now, cpu)
 
     def is_over(self) -> bool:
         """Whether the VM was idle for as long as it may be."""

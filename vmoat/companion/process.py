@@ -35,6 +35,7 @@ def services(ctx: Context) -> dict[str, Any]:
         if settings.cache_enabled
         else [],
         "idle": amounts.seconds(settings.vm_idle),
+        "evict": settings.fleet_evict == "idle",
     }
 
 

@@ -44,8 +44,11 @@ class Taken:
     """Whether it is being started now; else it runs."""
 
 
-def taken(besides: str = "") -> list[Taken]:
-    """The VMs that run or start now, but for one."""
+def taken(besides: str = "", *, forget: bool = False) -> list[Taken]:
+    """The VMs that run or start now, but for one.
+
+    ``forget``, in ``turn`` only: the room of those that have ended is looked at no more.
+    """
     found = []
     for file in sorted(paths.vms_dir().glob(f"[!.]*/{ROOM}")):
         name = file.parent.name
@@ -54,6 +57,8 @@ def taken(besides: str = "") -> list[Taken]:
         starts = tickets.held(file)
         if starts or lives(name):
             found.append(Taken(name, _read(file), starts))
+        elif forget:
+            file.unlink(missing_ok=True)
     return found
 
 
@@ -141,7 +146,7 @@ class Room:
             ahead = tuple(ticket.ahead())
             if ahead and ahead == self._queue.ahead:
                 return
-            self._queue = Queue(ahead, tuple(taken(besides=self._name)))
+            self._queue = Queue(ahead, tuple(taken(self._name, forget=True)))
             if not ahead and self._need <= self._free():
                 self._hold(self._need)
 

@@ -17,13 +17,14 @@ from vmoat.state import in_turn
 
 
 def folder() -> Path:
-    """Where the queue and its lock lie, made if need be."""
-    return paths.make_private(paths.state_home() / "fleet")
+    """Where the queue and its lock lie."""
+    return paths.state_home() / "fleet"
 
 
 @contextlib.contextmanager
 def turn() -> Iterator[None]:
     """One decision at a time on this machine: who is first, what runs, who may start."""
+    paths.make_private(_queue())
     with in_turn(folder() / "lock", lambda: None):
         yield
 
@@ -100,7 +101,7 @@ def living() -> list[Path]:
 
 
 def _queue() -> Path:
-    return paths.make_private(folder() / "queue")
+    return folder() / "queue"
 
 
 def _files() -> list[Path]:
