@@ -265,3 +265,13 @@ def test_nobody_is_stopped_where_that_does_not_make_room_enough(
     time.sleep(3 * admission.POLL)
     assert fleet.runs() == {"wt-a", "wt-b"}
     fleet.run(large, "down")
+
+
+def test_two_that_fit_and_will_not_wait_both_start_at_once(fleet: Fleet) -> None:
+    """One that is about to be let in is nobody to wait for."""
+    for round_ in range(3):
+        folders = [fleet.worktree(f"r{round_}-{number}") for number in range(2)]
+        ups = [fleet.start(folder, "up", "--no-wait") for folder in folders]
+        assert [up.wait(LIMIT) for up in ups] == [0, 0]
+        for folder in folders:
+            fleet.run(folder, "down")

@@ -158,7 +158,8 @@ def provision(args: argparse.Namespace, out: Output) -> int:
     """The VM, apt, script and seed."""
     ctx = context(args)
     warn(ctx, out)
-    return bring_up(ctx, ["apt", "script", "seed"], args, out)
+    with using(ctx, out):
+        return bring_up(ctx, ["apt", "script", "seed"], args, out)
 
 
 def plan(args: argparse.Namespace, out: Output) -> int:

@@ -9,6 +9,7 @@ doing anything.  Who waits stands in the queue (``tickets``); only the first of 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from vmoat.fleet import idle, stopping, tickets
 from vmoat.fleet.tickets import Held, Ticket
 
 ROOM = "room"
-POLL = 0.5
-"""Seconds between two looks of one that waits, at least: a look costs some time for each VM."""
+POLL, LONGEST = 0.5, 5.0
+"""Seconds between two looks of one that waits, at least and at most."""
 SHARE_OF_TIME = 10
 """A look at many VMs takes long, and is repeated only after so many times as long."""
 EVICT_AFTER = 60.0
@@ -90,7 +91,9 @@ class Room:
         self._file = ctx.instance.folder / ROOM
         self._held: Held | None = None
         self._queue = Queue((), ())
+        self._pause = POLL
         self._stopping: subprocess.Popen[bytes] | None = None
+        self._stop_again = 0.0
 
     def __enter__(self) -> Room:
         """Keeps what a VM that runs has already: its restart needs no place in the queue."""
@@ -116,50 +119,57 @@ class Room:
             if self._need > self._limit:
                 raise self._too_large()
             ticket = Ticket(self._name)
+            self._look(ticket)
         try:
-            self._wait(ticket)
+            if not self._held:
+                self._wait(ticket)
         finally:
             ticket.leave()
 
+    def _look(self, ticket: Ticket) -> None:
+        """See who is ahead; the first sees what runs as well, and takes the room if it is there.
+
+        In ``turn``, as is leaving the queue: nobody takes one that is let in for one that waits.
+        """
+        ahead = tuple(ticket.ahead())
+        if ahead and ahead == self._queue.ahead:
+            return
+        self._queue = Queue(ahead, tuple(taken(self._name, forget=True)))
+        if not ahead and self._need <= self._free():
+            self._hold(self._need)
+            ticket.leave()
+
     def _wait(self, ticket: Ticket) -> None:
+        if self._ctx.no_wait:
+            raise self._no_room()
         began = time.monotonic()
-        told: Queue | None = None
-        while True:
-            looking = time.monotonic()
-            self._look(ticket)
-            if self._held:
-                break
-            if self._ctx.no_wait:
-                raise self._no_room()
-            if told is None or self._queue.key() != told.key():
-                told = self._queue
+        told: object = None
+        while not self._held:
+            if told != self._queue.key():
+                told = self._queue.key()
                 for line in self._waiting_lines():
                     self._ctx.say(line)
             self._evict()
-            time.sleep(max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
-        if told:
-            self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
-
-    def _look(self, ticket: Ticket) -> None:
-        """See who is ahead; the first sees what runs as well, and takes the room if it is there."""
-        with tickets.turn():
-            ahead = tuple(ticket.ahead())
-            if ahead and ahead == self._queue.ahead:
-                return
-            self._queue = Queue(ahead, tuple(taken(self._name, forget=True)))
-            if not ahead and self._need <= self._free():
-                self._hold(self._need)
+            time.sleep(self._pause)
+            looking = time.monotonic()
+            with tickets.turn():
+                self._look(ticket)
+            self._pause = min(LONGEST, max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
+        self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
 
     def _evict(self) -> None:
         """Have the VM stopped that was idle for longest, where such stops make room enough."""
         if self._ctx.settings.fleet_evict != "idle" or self._queue.ahead:
             return
-        if self._stopping and self._stopping.poll() is None:
+        code = self._stopping.poll() if self._stopping else 0
+        if code is None or (code and time.monotonic() < self._stop_again):
             return
         name = longest_idle(self._queue.others, self._need - self._free(), time.time())
         if name:
             self._ctx.say(f"{name} is stopped: nobody uses it")
-            self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
+            self._stop_again = time.monotonic() + EVICT_AFTER
+            with contextlib.suppress(OSError):  # it was destroyed meanwhile
+                self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
 
     def _free(self) -> float:
         return self._limit - sum(one.memory for one in self._queue.others)

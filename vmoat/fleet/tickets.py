@@ -43,9 +43,15 @@ class Held:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text.encode(), 0)
 
+    def mine(self) -> bool:
+        """Whether this process still holds it."""
+        return self._fd >= 0
+
     def free(self) -> None:
-        """Let go of it; the file stays."""
-        os.close(self._fd)
+        """Let go of it, if that was not done; the file stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 def held(file: Path) -> bool:
@@ -76,9 +82,9 @@ class Ticket:
         return [_name(file) for file in living() if file.name < self._held.file.name]
 
     def leave(self) -> None:
-        """Give the place up; also after it was given up."""
-        self._held.file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        """Give the place up, if that was not done."""
+        if self._held.mine():
+            self._held.file.unlink(missing_ok=True)
             self._held.free()
 
 
