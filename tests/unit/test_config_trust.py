@@ -31,6 +31,7 @@ WIDE = {
     "cache.registries": '["127.0.0.1:5001"]',
     "fleet.memory": '"90%"',
     "fleet.evict": '"idle"',
+    "gc.grace": '"1s"',
 }
 
 

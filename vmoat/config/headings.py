@@ -24,5 +24,6 @@ SECTIONS: dict[str, str] = {
     "image": "The guest image",
     "cache": "The cache of container images",
     "fleet": "All VMs of this machine",
+    "gc": "What is left behind",
 }
 """First part of a key -> its heading."""

@@ -97,6 +97,7 @@ class Settings:
     cache_registries: tuple[str, ...]
     fleet_memory: str
     fleet_evict: str
+    gc_grace: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]
     warnings: tuple[str, ...]

@@ -427,6 +427,15 @@ SETTINGS: tuple[Setting, ...] = (
         choices=("never", "idle"),
         example="idle",
     ),
+    Setting(
+        "gc.grace",
+        "duration",
+        "72h",
+        "How long `vmoat gc` keeps a VM whose worktree was removed, stopped, where it has named "
+        "Docker volumes or may have some.",
+        widens=True,
+        example="72h",
+    ),
 )
 
 BY_KEY: dict[str, Setting] = {setting.key: setting for setting in SETTINGS}

@@ -12,10 +12,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from vmoat import drivers, instance, paths, proc
+from vmoat import instance, paths, proc
 from vmoat.context import Context, load
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet import idle, sleep, use
+from vmoat.fleet import idle, removal, sleep, use
 from vmoat.lifecycle import shut_down
 from vmoat.state import VmLock
 
@@ -45,7 +45,7 @@ def stop(name: str, idle_for: float, room_for: str = "") -> bool:
                 return False
             ctx = _context(name, owner)
             if ctx is None:
-                drivers.load(owner.driver).stop(name)
+                removal.halt(instance.Instance(name, owner.vm_id), owner)
             elif ctx.status.state in ("absent", "stopped"):
                 return True
             else:
