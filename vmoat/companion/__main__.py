@@ -48,7 +48,7 @@ class Companion:
         self._open = False
         self.watch = Watch(ctx, self.wish["watch"]["without"]) if self.wish["watch"] else None
         self.idleness = Idleness(ctx, self.wish["idle"])
-        self._stopping = 0.0
+        self._stop_again = 0.0
         self.ways = Ways(_ways(self.wish), paths.runtime_dir(ctx.instance.vm_id))
 
     def run(self) -> None:
@@ -62,9 +62,10 @@ class Companion:
             with contextlib.suppress(VmoatError, OSError):
                 self._connect()
             self.idleness.look()
-            if self.idleness.is_over() and time.monotonic() > self._stopping:
-                self._stopping = time.monotonic() + STOP_AGAIN
-                stopping.begin(self.ctx.instance.name, self.idleness.limit)
+            if self.idleness.is_over() and time.monotonic() > self._stop_again:
+                self._stop_again = time.monotonic() + STOP_AGAIN
+                with contextlib.suppress(OSError):  # it is destroyed just now
+                    stopping.begin(self.ctx.instance.name, self.idleness.limit)
 
     def _vm_is_there(self) -> bool:
         status = self.ctx.driver.status(self.ctx.instance.name)
