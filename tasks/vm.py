@@ -10,6 +10,8 @@ from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
 from vmoat.errors import VmoatError
+from vmoat.fleet import sleep
+from vmoat.fleet.admission import Room
 from vmoat.guestwork import required_facts
 from vmoat.lifecycle import stop_stack
 from vmoat.stage import Stage
@@ -31,7 +33,8 @@ def check(ctx: Context, values: Values) -> str:
     if status.state == "absent":
         return "there is no VM yet"
     if status.state == "stopped":
-        return "the VM is stopped"
+        slept = sleep.of(ctx.instance.folder)
+        return f"the VM {slept.words()}" if slept else "the VM is stopped"
     if status.state != "running":
         return f"the VM is {status.state}: {'; '.join(status.reasons) or 'it did not finish'}"
     if values.get("boot") != status.boot:
@@ -45,6 +48,14 @@ def check(ctx: Context, values: Values) -> str:
 def work(ctx: Context) -> Values:
     # Before anything is started: the boot lays these over the worktree.
     localfolders.require(ctx.worktree, ctx.settings.mounts_local)
+    with Room(ctx) as room:
+        _end_what_must_not_stay(ctx)
+        room.take()
+        _start(ctx)
+    return _record(ctx)
+
+
+def _end_what_must_not_stay(ctx: Context) -> None:
     values = ctx.store.values("vm")
     status = ctx.status
     running = status.state in ("running", "paused", "starting", "broken")
@@ -64,11 +75,15 @@ def work(ctx: Context) -> Values:
             stop_stack(ctx)
         ctx.driver.stop(ctx.instance.name)
     ctx.forget_facts()
+
+
+def _start(ctx: Context) -> None:
     # Not under one that is broken: a QEMU whose disks were deleted would seem well again, still
     # running on the deleted ones.  The start ends it, and makes what is missing.
     if ctx.status.state != "broken":
         ctx.driver.create(ctx.spec, ctx.say)
     ctx.driver.start(ctx.spec, ctx.notice)
+    sleep.end(ctx.instance.folder)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
     if warning := dockercontext.ensure(
@@ -77,6 +92,10 @@ def work(ctx: Context) -> Values:
         ctx.notice(warning)
     companion.ensure(ctx)
     companion.ready(ctx, WAYS_LIMIT, "open")  # dockerd pulls through one of them
+
+
+def _record(ctx: Context) -> Values:
+    values = ctx.store.values("vm")
     spec, had = facts_of(ctx.spec), values.get("spec", {})
     if values.get("disk") == ctx.status.disk:
         spec.update({key: had[key] for key in fixed(ctx) if key in had})

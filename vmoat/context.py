@@ -45,6 +45,8 @@ class Context:
     forced: frozenset[str] = frozenset()
     joined: frozenset[str] = frozenset()
     """Stages that were done in a run which this command has joined."""
+    no_wait: bool = False
+    """Whether a VM for which there is no room fails instead of waiting (``fleet.admission``)."""
     _status: VmStatus | None = None
     _facts: Facts | None = None
     _asked: bool = False

@@ -1,14 +1,21 @@
-"""Commands of the project's stack: what brings it up, and what stops it before the VM stops."""
+"""Commands of the project's stack: what brings it up, and what stops it; and stopping its VM."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from vmoat.companion import process as companion
 from vmoat.config.detect import detect
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
+from vmoat.instance import Instance
+from vmoat.output import printable
+from vmoat.state import read_toml, write_toml
 
 DOWN_LIMIT = 60.0
 """Seconds for CMD_DOWN; compose gives each container ten to end."""
@@ -77,3 +84,42 @@ def stop_stack(ctx: Context) -> None:
             code=Code.STAGE,
             details=tuple(last),
         )
+
+
+def shut_down(ctx: Context, warn: Callable[[str], None]) -> None:
+    """Stop the stack, close the master, stop the VM; the caller holds the VM's lock.
+
+    A stack that does not stop is only a warning.  Raises VM where the VM cannot be stopped.
+    """
+    write_toml(_volumes_file(ctx.instance), {"names": volumes(ctx)})
+    try:
+        stop_stack(ctx)
+    except VmoatError as error:
+        warn(f"the stack did not stop by itself: {error.message}")
+        for line in error.details:
+            warn(f"  {printable(line)}")
+    companion.end(ctx.instance.vm_id)  # it would connect again
+    with contextlib.suppress(VmoatError):
+        ctx.guest.close()
+    ctx.driver.stop(ctx.instance.name)
+    ctx.forget_facts()
+
+
+def volumes(ctx: Context) -> tuple[str, ...]:
+    """The named volumes: what a person may miss."""
+    if ctx.facts() is None:
+        return volumes_then(ctx.instance)
+    try:
+        done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
+    except VmoatError:  # a dockerd that hangs must not be in the way
+        return volumes_then(ctx.instance)
+    return tuple(done.out.split())
+
+
+def _volumes_file(mine: Instance) -> Path:
+    return mine.folder / "volumes.toml"
+
+
+def volumes_then(mine: Instance) -> tuple[str, ...]:
+    """Those that a VM had when it was stopped."""
+    return tuple(map(str, read_toml(_volumes_file(mine)).get("names", ())))

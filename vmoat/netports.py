@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
+import sys
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 POLL = 0.2
 """Seconds between two tries while the guest boots."""
@@ -106,3 +110,77 @@ def listening_ports(pid: int) -> set[int] | None:
                 if fields[3] == "0A" and fields[9] in inodes:  # 0A: TCP_LISTEN
                     ports.add(int(fields[1].rsplit(":", 1)[1], 16))
     return ports
+
+
+class Traffic(NamedTuple):
+    """Connections to ports of this machine's loopback, each under a name of its own."""
+
+    open: frozenset[str]
+    over: frozenset[str]
+    """Closed within the last minute: the kernel remembers them that long (TIME_WAIT)."""
+
+
+def traffic(ports: Collection[int]) -> Traffic:
+    """Who speaks on these ports of the loopback, or did just now."""
+    if not ports:
+        return Traffic(frozenset(), frozenset())
+    if sys.platform == "darwin":
+        from vmoat import proc
+
+        rows = netstat_rows(proc.run(["netstat", "-an", "-p", "tcp"], check=False, quiet=True).out)
+    else:
+        rows = _proc_rows()
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for near, far, state in rows:
+        if near in ports or far in ports:
+            found[state == "TIME_WAIT"].add(f"{near} {far}")
+    return Traffic(frozenset(found[False]), frozenset(found[True]))
+
+
+Rows = Iterator[tuple[int, int, str]]
+"""Both ports and the state of connections between two ends on the loopback."""
+
+
+def _proc_rows() -> Rows:
+    """From ``/proc/net/tcp`` (proc(5)): hexadecimal, addresses in the host's byte order."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                _, near, far, state, *_ = line.split()
+                if state != "0A" and _is_loopback(near) and _is_loopback(far):
+                    yield _hex_port(near), _hex_port(far), "TIME_WAIT" if state == "06" else "open"
+
+
+def _is_loopback(end: str) -> bool:
+    address = end.partition(":")[0]
+    return address.endswith("7F") if len(address) == 8 else address in _LOOPBACK6
+
+
+_LOOPBACK6 = ("00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+"""::1, and 127.0.0.1 on a socket that takes both kinds."""
+
+
+def _hex_port(end: str) -> int:
+    return int(end.rpartition(":")[2], 16)
+
+
+def netstat_rows(text: str) -> Rows:
+    """From what ``netstat -an -p tcp`` prints on macOS: ``127.0.0.1.8080``, ``::1.8080``."""
+    end = r"(?:127\.[\d.]+|::1)\.(\d+)"
+    pattern = rf"^tcp\S*\s+\d+\s+\d+\s+{end}\s+{end}\s+(\w+)"
+    for near, far, state in re.findall(pattern, text, re.MULTILINE):
+        yield int(near), int(far), state
+
+
+def socket_users(path: Path) -> frozenset[str]:
+    """Connections to a Unix socket of this machine, by their inodes; none where there is no /proc.
+
+    From ``/proc/net/unix`` (proc(5)): ``Num RefCount Protocol Flags Type St Inode Path``.
+    """
+    found = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/unix").read_bytes().splitlines()[1:]:
+            fields = line.split(None, 7)
+            if len(fields) == 8 and fields[7] == os.fsencode(path) and fields[5] == b"03":
+                found.add(fields[6].decode())
+    return frozenset(found)

@@ -86,6 +86,8 @@ _TIMEOUT = arg(
     "--timeout", type=seconds, metavar="SECONDS",
     help="stop watching after SECONDS (exit 6); the work goes on",
 )  # fmt: skip
+_NO_WAIT = arg("--no-wait", action="store_true",
+               help="an error (exit 7) where other VMs leave no room for this one's memory")
 
 _PAGE = arg(
     "page", nargs="?", metavar="SERVICE|URL", completes="services",
@@ -101,6 +103,7 @@ COMMANDS = (
             arg("--force", nargs="?", const="", default=None, metavar="STAGE", completes="stages",
                 help="run STAGE (without one: apt and all after it) though it is up to date"),
             arg("--detach", action="store_true", help="return at once; `vmoat wait` follows"),
+            _NO_WAIT,
             _TIMEOUT,
             arg("--json", action="store_true", help="the events, one JSON object a line"),
         ),
@@ -116,7 +119,8 @@ COMMANDS = (
     ),
     Command(
         "test", "inside", "run the project's tests inside the VM; words are added to the command",
-        (arg("--no-up", action="store_true", help="an error where the stack is not up"), _TIMEOUT),
+        (arg("--no-up", action="store_true", help="an error where the stack is not up"),
+         _NO_WAIT, _TIMEOUT),
         rest="WORDS",
     ),
     Command("exec", "inside", "run a command inside the VM, without a terminal", rest="COMMAND",
@@ -181,7 +185,7 @@ COMMANDS = (
         ),
     ),
     Command("provision", "lifecycle", "the VM, its packages, script and seed files; no stack",
-            (_TIMEOUT,)),
+            (_NO_WAIT, _TIMEOUT)),
     Command("status", "inspect", "what is true now: VM, stack, health, tunnels, disk", (_JSON,)),
     Command(
         "logs", "inspect", "the stack's logs, a stage's, or the console's",

@@ -12,8 +12,9 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from vmoat import drivers, instance
+from vmoat import drivers, instance, paths
 from vmoat.errors import Code, VmoatError, as_error
+from vmoat.fleet.use import used
 
 CHUNK = 1 << 18
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry standard input and output; the reason why not goes to stderr, where ssh shows it."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with connect(words[0] if words else "") as sock:
+        with connect(words[0] if words else "") as sock, used(paths.vm_dir(words[0])):
             carry(sock)
     except (VmoatError, OSError) as found:
         error = as_error(found)

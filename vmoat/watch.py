@@ -57,6 +57,7 @@ def start(
     request = Request(
         secrets.token_hex(6), str(ctx.worktree.path), str(ctx.instance.folder), seen,
         list(targets), list(force), dict(flags), verbose, sorted(ctx.joined),
+        ctx.no_wait,
     )  # fmt: skip
     log = RunLog(ctx.instance.folder, request.run_id)
     # Its own last words, where even the event log could not be opened.

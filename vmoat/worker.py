@@ -52,6 +52,7 @@ class Request:
     verbose: bool = False
     joined: list[str] = field(default_factory=list)
     """Stages that were done in a run which the caller has joined."""
+    no_wait: bool = False
 
     def dumps(self) -> str:
         return json.dumps(self.__dict__)
@@ -106,6 +107,7 @@ def _do(request: Request, log: RunLog) -> dict[str, Any]:
             # Anew for each: the project's config may have changed in between.
             ctx = load(Path(request.path), flags=request.flags)
             ctx.forced, ctx.joined = frozenset(wish["force"]), done
+            ctx.no_wait = request.no_wait
             ctx.say = lambda line: log.write("line", text=line)
             ctx.notice = lambda line: log.write("notice", text=line)
             graph.run(ctx, wish["targets"], log)

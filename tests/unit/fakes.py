@@ -6,6 +6,8 @@ line runs on them, the detached worker included:
 
     python fakes.py up --detach          as `vmoat up --detach`
     python fakes.py --worker '{...}'     the worker that it starts
+    python fakes.py --companion PATH     the companion that it starts
+    python fakes.py --stop NAME SECONDS  what stops an idle VM
 
 Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interferes:
 
@@ -13,8 +15,11 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 - ``slow``        seconds that a unit takes
 - ``fail-STAGE``  the exit code that the stage's command ends with
 - ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
+- ``no-start``  the VM cannot be started
 - ``local``      the folders that lie on the VM's own disk
 - ``containers``, ``health``  what the guest says of itself
+- ``master``      the process that listens for the tunnels
+- ``cpu``         the first line of the guest's /proc/stat
 - ``cold``        the health URL answers once it is waited for, and not before
 """
 
@@ -36,9 +41,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from vmoat import context, drivers, localfolders, paths, watch
+from vmoat.companion import idleness
+from vmoat.companion import process as companion_process
 from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Container, Facts
+from vmoat.fleet import stopping
 from vmoat.forwards import RECORD, Record
 from vmoat.proc import Result
 from vmoat.stage import Stage
@@ -115,6 +123,8 @@ class FakeDriver:
         here = place(spec.name)
         if text(here / "boot"):
             return
+        if (here / "no-start").exists():
+            raise VmoatError("QEMU ended at once", code=Code.VM)
         (here / "local").write_text("\n".join(spec.local))
         make(here, "boot", here / "boot", secrets.token_hex(4))
 
@@ -159,7 +169,10 @@ class FakeGuest:
         self.worktree = ctx.worktree.path
         self.record = Record(ctx.instance.folder / RECORD)
         self.connection = SimpleNamespace(
-            ports=SimpleNamespace(failed={}), channel=lambda *words: self.folder / "no-socket"
+            ports=SimpleNamespace(failed={}, record=self.record),
+            channel=lambda *words: self.folder / "no-socket",
+            socket=lambda: self.folder / "boot",
+            pid=lambda: int(text(self.folder / "master", "0")),
         )
         self.wanted = ctx.settings.mounts_local
 
@@ -199,7 +212,7 @@ class FakeGuest:
         if localfolders.SCRIPT in script:  # laid and dropped by the guest's own shell
             note(self.folder, "lay")
             (self.folder / "local").write_text("\n".join(self.wanted))
-        said = ""
+        said = text(self.folder / "cpu") if script == idleness.CPU_SCRIPT else ""
         if script.startswith("stat -c %Y"):  # of a stage's rc
             with contextlib.suppress(OSError):
                 said = str(int((self.folder / "unit-stack" / "rc").stat().st_mtime))
@@ -326,6 +339,16 @@ def install(patch: Any = setattr) -> None:
         "worker_argv",
         lambda request: [sys.executable, __file__, "--worker", request.dumps()],
     )
+    patch(
+        companion_process,
+        "argv",
+        lambda worktree: [sys.executable, __file__, "--companion", str(worktree)],
+    )
+    patch(
+        stopping,
+        "argv",
+        lambda name, *words: [sys.executable, __file__, "--stop", name, *map(str, words)],
+    )
 
 
 def main() -> int:
@@ -335,6 +358,12 @@ def main() -> int:
         from vmoat import worker
 
         return worker.main(sys.argv[2:])
+    if sys.argv[1:2] == ["--companion"]:
+        from vmoat.companion import __main__ as companion
+
+        return companion.main(sys.argv[2:])
+    if sys.argv[1:2] == ["--stop"]:
+        return stopping.main(sys.argv[2:])
     from vmoat.cli import main as command_line
 
     return command_line()

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from vmoat.config import amounts
 from vmoat.config import settings as config
+from vmoat.config.headings import SECTIONS
 from vmoat.config.reference import reference
 from vmoat.config.settings import HostSize, Port, Settings
-from vmoat.config.table import BY_ENV, BY_SHELL, SECTIONS, SETTINGS
+from vmoat.config.table import BY_ENV, BY_SHELL, SETTINGS
 from vmoat.config.toml_form import key_lines
 from vmoat.errors import Code, VmoatError
 
@@ -89,7 +91,8 @@ def test_every_default_is_the_closed_state_of_its_wall() -> None:
     assert {s.key for s in SETTINGS if s.widens} == {
         "walls", "mounts.share", "git.writable", "network.open", "qemu.args", "colima.start_args",
         "ssh.forward_agent", "image.mirror", "credentials.docker", "credentials.registries",
-        "cache.size", "cache.registries", "browser.command",
+        "cache.size", "cache.registries", "browser.command", "fleet.memory", "fleet.evict",
+        "gc.grace",
     }  # fmt: skip
 
 
@@ -258,6 +261,12 @@ BAD = [
     ("cache.registries = ['ghcr.io']", "1: cache.registries must hold registries", "127.0.0.1:50"),
     ("cache.registries = ['a:0']", "1: cache.registries must hold registries", "127.0.0.1:5001"),
     ("cache.registries = ['[:::]:1']", "1: cache.registries must hold registries", "127.0.0.1:5"),
+    ("vm.idle = '30'", "1: vm.idle must be a time such as 45m", 'idle = "30m"'),
+    ("vm.idle = 30", "1: vm.idle must be a text in quotes, not 30", 'idle = "30m"'),
+    ("fleet.memory = 0", "1: fleet.memory must be a number of GiB, or a percentage", "75%"),
+    ("fleet.memory = '2000%'", "1: fleet.memory must be 1000% at most", "75%"),
+    ("fleet.memory = [1]", "1: fleet.memory must be one text, not a list", "75%"),
+    ("fleet.evict = 'all'", '1: fleet.evict must be one of "never", "idle"', "idle"),
     ("mounts.share = ['x']", "1: mounts.share must be an absolute path", "~/.cache"),
     ("walls = 1", "1: walls must be true or false, not 1", "walls = true"),
     ("driver = 'vbox'", '1: driver must be one of "qemu", "colima"', "qemu"),
@@ -349,3 +358,15 @@ def test_a_byte_order_mark_is_no_harm(tree: Path) -> None:
     (tree / "vmoat.toml").write_bytes(b"\xef\xbb\xbf[vm]\r\ncpu = 3\r\n")
     got = load(tree)
     assert (got.vm_cpu, str(got.origins["vm.cpu"])) == (3, "vmoat.toml:2")
+
+
+def test_an_amount_is_read_with_its_unit(tree: Path) -> None:
+    got = load(tree, flags={"vm.idle": "90m", "fleet.memory": "12 GiB"})
+    assert amounts.seconds(got.vm_idle) == 5400
+    assert amounts.part(got.fleet_memory, 64) == 12
+    (tree / "vmoat.toml").write_text("vm.idle = '1d'\n")
+    assert amounts.seconds(load(tree).vm_idle) == 86_400
+    assert load(tree, VMOAT_VM_IDLE="").vm_idle == "", "a variable turns it off"
+    assert amounts.part(load(tree).fleet_memory, 64) == 48
+    user_config("[fleet]\nmemory = 12\n")
+    assert amounts.part(load(tree).fleet_memory, 64) == 12

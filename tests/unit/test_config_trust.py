@@ -30,6 +30,9 @@ WIDE = {
     "image.mirror": '"http://evil.example/debian"',
     "cache.size": "9",
     "cache.registries": '["127.0.0.1:5001"]',
+    "fleet.memory": '"90%"',
+    "fleet.evict": '"idle"',
+    "gc.grace": '"1s"',
 }
 
 

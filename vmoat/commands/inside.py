@@ -8,10 +8,9 @@ import shlex
 import sys
 
 from vmoat import tunnels
-from vmoat.commands import attend, context
+from vmoat.commands import attend, context, using, wake
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet.use import used
 from vmoat.output import Output
 
 
@@ -31,10 +30,11 @@ def test(args: argparse.Namespace, out: Output) -> int:
         from vmoat.commands.lifecycle import bring_up, warn
 
         warn(ctx, out)
-        bring_up(ctx, [], args, out)
+        with using(ctx, out):
+            bring_up(ctx, [], args, out)
     ctx.refresh_guest()
     line = " ".join([command, *map(shlex.quote, args.rest)])
-    with used(ctx.instance.folder):
+    with using(ctx, out):
         return ctx.guest.exec([line], tty=_terminal())
 
 
@@ -61,14 +61,14 @@ def execute(args: argparse.Namespace, out: Output) -> int:
             "`exec` wants a command", hint="`vmoat ssh` opens a shell", code=Code.USAGE
         )
     ctx = running(args, out)
-    with used(ctx.instance.folder):
+    with using(ctx, out):
         return ctx.guest.exec(args.rest, tty=False)
 
 
 def ssh(args: argparse.Namespace, out: Output) -> int:
     """A shell, or a command on a terminal where there is one."""
     ctx = running(args, out)
-    with used(ctx.instance.folder):
+    with using(ctx, out):
         return ctx.guest.exec(args.rest, tty=_terminal())
 
 
@@ -77,7 +77,7 @@ def copy(args: argparse.Namespace, out: Output) -> int:
     from vmoat import copying
 
     ctx = running(args, out)
-    with used(ctx.instance.folder):
+    with using(ctx, out):
         copying.copy(ctx.guest, args.paths, recursive=args.recursive, notice=out.warn)
     return int(Code.OK)
 
@@ -85,6 +85,7 @@ def copy(args: argparse.Namespace, out: Output) -> int:
 def running(args: argparse.Namespace, out: Output) -> Context:
     """The worktree's VM, connected and attended; raises VM where it does not run."""
     ctx = context(args)
+    wake(ctx, args, out)
     if ctx.status.state != "running":
         reasons = f" ({'; '.join(ctx.status.reasons)})" if ctx.status.reasons else ""
         raise VmoatError(

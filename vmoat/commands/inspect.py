@@ -62,6 +62,7 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
         state, reasons = "broken", [*reasons, "the guest does not answer ssh"]
     elif facts and not facts.docker:
         reasons.append("dockerd does not answer in the guest")
+    reasons += _rest(ctx, state)
     log = watch.active(ctx)
     if log is not None and state in ("absent", "stopped", "broken"):
         state = "starting"
@@ -120,6 +121,18 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
         usage.join(patience)
         report["weights"]["docker"] = usage.parts
     return report
+
+
+def _rest(ctx: Context, state: str) -> list[str]:
+    """Why a VM does not run that is no broken one."""
+    from vmoat.fleet import sleep, tickets
+
+    if state not in ("stopped", "absent") or not ctx.instance.claimed:
+        return []
+    if ctx.instance.name in tickets.waiting():
+        return ["it waits for room ([fleet] memory)"]
+    slept = sleep.of(ctx.instance.folder)
+    return [f"it {slept.words()}; the next command starts it"] if slept else []
 
 
 def _docker_usage(ctx: Context) -> Usage | None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from pathlib import Path
 
 from vmoat import dockercontext, drivers, graph, instance, paths, tunnels, view, watch
 from vmoat.browser import profiles
-from vmoat.commands import attend, context
+from vmoat.commands import attend, context, using
 from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet.use import used
-from vmoat.lifecycle import stack_command, stop_stack
-from vmoat.output import Output, printable
-from vmoat.state import CANCEL_LIMIT, cancel_run, read_toml, require_lock, write_toml
+from vmoat.fleet import admission, sleep
+from vmoat.lifecycle import shut_down, stack_command, volumes, volumes_then
+from vmoat.output import Output
+from vmoat.state import CANCEL_LIMIT, cancel_run, require_lock
 
 MAX_RUNS = 5
 """A run may find that inputs changed while it joined another; it does not chase them for ever."""
@@ -32,7 +31,7 @@ def up(args: argparse.Namespace, out: Output) -> int:
     targets = list(args.stages)
     if args.force:  # a stage that is forced is wanted
         targets = [*(targets or graph.default_targets(ctx)), args.force]
-    with used(ctx.instance.folder):
+    with using(ctx, out):
         run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
     if not args.detach and not args.stages:
         for text in tunnels.restore(ctx):
@@ -67,10 +66,13 @@ def bring_up(
     timeout = getattr(args, "timeout", None)
     as_json = getattr(args, "json", False)
     ctx.forced = frozenset(force or ())
+    ctx.no_wait = getattr(args, "no_wait", False)
     for _ in range(MAX_RUNS):
         seen = watch.last_run(ctx)
         log = watch.active(ctx)
         joined = log is not None
+        if joined and ctx.no_wait:
+            admission.require_none_waits(ctx)
         if log is None:
             steps = graph.plan(ctx, targets)
             if graph.nothing_to_do(steps):
@@ -157,7 +159,8 @@ def provision(args: argparse.Namespace, out: Output) -> int:
     """The VM, apt, script and seed."""
     ctx = context(args)
     warn(ctx, out)
-    return bring_up(ctx, ["apt", "script", "seed"], args, out)
+    with using(ctx, out):
+        return bring_up(ctx, ["apt", "script", "seed"], args, out)
 
 
 def plan(args: argparse.Namespace, out: Output) -> int:
@@ -253,6 +256,8 @@ def down(args: argparse.Namespace, out: Output) -> int:
     ctx = context(args, claim=False, tolerant=True)
     for text in ctx.settings.warnings:
         out.warn(text)
+    if ctx.instance.claimed:
+        sleep.end(ctx.instance.folder)
     if watch.active(ctx) is None and ctx.status.state in ("absent", "stopped"):
         out.say(f"{ctx.instance.name}: not running")
         return int(Code.OK)
@@ -260,27 +265,11 @@ def down(args: argparse.Namespace, out: Output) -> int:
     lock = require_lock(ctx.instance.folder, "`down`", wait=CANCEL_LIMIT)
     ctx.forget_facts()
     try:
-        write_toml(_volumes_file(ctx.instance), {"names": _volumes(ctx)})
-        shut_down(ctx, out)
+        shut_down(ctx, out.warn)
     finally:
         lock.free()
     out.say(f"{ctx.instance.name}: stopped; its disks stay, `vmoat up` starts it again")
     return int(Code.OK)
-
-
-def shut_down(ctx: Context, out: Output) -> None:
-    """Stop the stack, close the master, stop the VM; raises VM where it cannot be stopped."""
-    try:
-        stop_stack(ctx)
-    except VmoatError as error:
-        out.warn(f"the stack did not stop by itself: {error.message}")
-        for line in error.details:
-            out.say(f"  {printable(line)}")
-    companion.end(ctx.instance.vm_id)  # it would connect again
-    with contextlib.suppress(VmoatError):
-        ctx.guest.close()
-    ctx.driver.stop(ctx.instance.name)
-    ctx.forget_facts()
 
 
 def destroy(args: argparse.Namespace, out: Output) -> int:
@@ -291,7 +280,7 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
     if not ctx.instance.claimed:
         out.say(f"{ctx.instance.name}: there is no VM")
         return int(Code.OK)
-    _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), _volumes(ctx))
+    _confirm(args, out, ctx.instance.name, str(ctx.worktree.path), volumes(ctx))
     cancel_run(ctx.instance.folder)
     lock = require_lock(ctx.instance.folder, "`destroy`", wait=CANCEL_LIMIT)
     companion.end(ctx.instance.vm_id)
@@ -314,7 +303,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
             code=Code.USAGE,
         )  # fmt: skip
     mine = instance.Instance(args.name, owner.vm_id)
-    _confirm(args, out, mine.name, str(owner.worktree), _volumes_then(mine))
+    _confirm(args, out, mine.name, str(owner.worktree), volumes_then(mine))
     cancel_run(mine.folder)
     lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
     companion.end(mine.vm_id)
@@ -331,26 +320,6 @@ def _remove(driver: str, mine: instance.Instance) -> None:
     dockercontext.remove(mine.name, mine.vm_id)
     profiles.remove(mine.vm_id)
     instance.release(mine)
-
-
-def _volumes(ctx: Context) -> tuple[str, ...]:
-    """The named volumes: what a person may miss."""
-    if ctx.facts() is None:
-        return _volumes_then(ctx.instance)
-    try:
-        done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
-    except VmoatError:  # a dockerd that hangs must not be in the way
-        return _volumes_then(ctx.instance)
-    return tuple(done.out.split())
-
-
-def _volumes_file(mine: instance.Instance) -> Path:
-    return mine.folder / "volumes.toml"
-
-
-def _volumes_then(mine: instance.Instance) -> tuple[str, ...]:
-    """Those that a VM had when it was stopped."""
-    return tuple(map(str, read_toml(_volumes_file(mine)).get("names", ())))
 
 
 def _confirm(

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Mapping
 
 from vmoat import proc, tunnels
-from vmoat.commands import context
+from vmoat.commands import context, using, wake
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet.use import used
 from vmoat.output import Output
 
 
@@ -21,11 +20,12 @@ def tunnel(args: argparse.Namespace, out: Output) -> int:
     """Open the forwards; one URL a line on stdout."""
     asked = [tunnels.parse_port(text) for text in args.ports]
     ctx = context(args, claim=False)
+    wake(ctx, args, out)
     if ctx.facts() is None:
         raise VmoatError(
             f"the VM {ctx.instance.name} does not run", hint="`vmoat up` starts it", code=Code.VM
         )
-    with used(ctx.instance.folder):
+    with using(ctx, out):
         opened = tunnels.ensure(ctx, asked)
     if not asked:
         for text in tunnels.left_out(ctx):

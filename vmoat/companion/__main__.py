@@ -16,11 +16,13 @@ from typing import Any
 
 from vmoat import credentials, dockercontext, paths
 from vmoat.companion import feed, gitindex, process
+from vmoat.companion.idleness import Idleness
 from vmoat.companion.tree import Tree
 from vmoat.companion.watching import Batch, Journal, Watching, wait_until
 from vmoat.companion.ways import Way, Ways
 from vmoat.context import Context, load
 from vmoat.errors import VmoatError
+from vmoat.fleet import stopping
 from vmoat.unixserver import LineServer
 
 BEAT = 1.0
@@ -28,6 +30,8 @@ BEAT = 1.0
 LOOK = 5.0
 """Seconds between two looks whether the VM is there."""
 CONNECT_LIMIT = 60.0
+STOP_AGAIN = 60.0
+"""Seconds until a VM that was to be stopped, and was not, is tried again."""
 SETTLE_LIMIT = 2.0
 MANY = 500
 """Changes after which git's index is prepared anew: git looks at each of them again."""
@@ -43,6 +47,8 @@ class Companion:
         self.stop = threading.Event()
         self._open = False
         self.watch = Watch(ctx, self.wish["watch"]["without"]) if self.wish["watch"] else None
+        self.idleness = Idleness(ctx, self.wish["idle"])
+        self._stop_again = 0.0
         self.ways = Ways(_ways(self.wish), paths.runtime_dir(ctx.instance.vm_id))
 
     def run(self) -> None:
@@ -55,6 +61,11 @@ class Companion:
                     return
             with contextlib.suppress(VmoatError, OSError):
                 self._connect()
+            self.idleness.look()
+            if self.idleness.is_over() and time.monotonic() > self._stop_again:
+                self._stop_again = time.monotonic() + STOP_AGAIN
+                with contextlib.suppress(OSError):  # it is destroyed just now
+                    stopping.begin(self.ctx.instance.name, self.idleness.limit)
 
     def _vm_is_there(self) -> bool:
         status = self.ctx.driver.status(self.ctx.instance.name)
@@ -102,7 +113,8 @@ class Companion:
 
     def state(self) -> dict[str, Any]:
         """What a person may want to know."""
-        return {"pid": os.getpid(), "watch": self.watch.state() if self.watch else {}}
+        watch = self.watch.state() if self.watch else {}
+        return {"pid": os.getpid(), "watch": watch, **self.idleness.state()}
 
 
 def _ways(wish: dict[str, Any]) -> list[Way]:

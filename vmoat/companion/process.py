@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vmoat import paths, proc
+from vmoat.config import amounts
 from vmoat.context import Context
 from vmoat.stage import digest
 
@@ -33,6 +34,8 @@ def services(ctx: Context) -> dict[str, Any]:
         "cache": [settings.cache_size, list(settings.cache_registries), settings.network_open]
         if settings.cache_enabled
         else [],
+        "idle": amounts.seconds(settings.vm_idle),
+        "evict": settings.fleet_evict == "idle",
     }
 
 
@@ -61,12 +64,12 @@ def _start(ctx: Context) -> None:
     with open(folder / "companion.log", "ab") as log:
         if log.tell() > 1 << 20:
             log.truncate(0)
-        proc.spawn(
-            [sys.executable, "-P", "-m", "vmoat.companion", os.fspath(ctx.worktree.path)],
-            cwd="/",
-            stdout=log,
-            stderr=log,
-        )
+        proc.spawn(argv(ctx.worktree.path), cwd="/", stdout=log, stderr=log)
+
+
+def argv(worktree: Path) -> list[str]:
+    """The companion's own command line.  -P: as ``watch.worker_argv``."""
+    return [sys.executable, "-P", "-m", "vmoat.companion", os.fspath(worktree)]
 
 
 def ready(ctx: Context, timeout: float, word: str = "ready") -> bool:

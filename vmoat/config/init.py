@@ -11,9 +11,10 @@ from typing import NamedTuple
 from vmoat.config.detect import Detected
 from vmoat.config.errors import config_error
 from vmoat.config.files import decode, exists, read_bytes
+from vmoat.config.headings import SECTIONS
 from vmoat.config.shell_form import Assigned, Computes, Value, parse
 from vmoat.config.sources import home_of, known_variables
-from vmoat.config.table import BY_SHELL, PROJECT_FILES, SECTIONS, SETTINGS, Setting
+from vmoat.config.table import BY_SHELL, PROJECT_FILES, SETTINGS, Setting
 from vmoat.config.typed import typed_value
 from vmoat.config.values import Port, toml_value
 from vmoat.errors import Code, VmoatError

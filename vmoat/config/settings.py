@@ -68,6 +68,7 @@ class Settings:
     vm_type: str
     vm_mount: str
     vm_mount_type: str
+    vm_idle: str
     vm_prefix: str
     provision_apt: tuple[str, ...]
     provision_script: str
@@ -95,6 +96,8 @@ class Settings:
     cache_enabled: bool
     cache_size: int
     cache_registries: tuple[str, ...]
+    fleet_memory: str
+    fleet_evict: str
     gc_grace: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]

@@ -188,6 +188,14 @@ SETTINGS: tuple[Setting, ...] = (
         example="9p",
     ),
     Setting(
+        "vm.idle",
+        "duration",
+        "",
+        "Stop the VM, as `vmoat down` does, when it was idle for that long: no command in it, no "
+        "connection over a tunnel, no load. The next command starts it again. Without one, never.",
+        example="30m",
+    ),
+    Setting(
         "vm.prefix",
         "name",
         "wt-",
@@ -410,6 +418,25 @@ SETTINGS: tuple[Setting, ...] = (
         example=("127.0.0.1:5001",),
     ),
     Setting(
+        "fleet.memory",
+        "portion",
+        "75%",
+        "The memory that all running VMs may have together, in GiB or as a part of the host's: an "
+        "`up` for which there is no room waits in a queue (`--no-wait`: exit 7).",
+        widens=True,
+        example="75%",
+    ),
+    Setting(
+        "fleet.evict",
+        "choice",
+        "never",
+        "What is done for an `up` without room: `idle` stops the VM that was idle for longest, and "
+        "for a minute at least.",
+        widens=True,
+        choices=("never", "idle"),
+        example="idle",
+    ),
+    Setting(
         "gc.grace",
         "duration",
         "72h",
@@ -423,32 +450,6 @@ SETTINGS: tuple[Setting, ...] = (
 BY_KEY: dict[str, Setting] = {setting.key: setting for setting in SETTINGS}
 BY_SHELL: dict[str, Setting] = {setting.shell: setting for setting in SETTINGS if setting.shell}
 BY_ENV: dict[str, Setting] = {setting.env: setting for setting in SETTINGS}
-
-SECTIONS: dict[str, str] = {
-    "up": "Starting the stack",
-    "test": "Testing it",
-    "down": "Stopping it",
-    "vm": "The VM",
-    "provision": "Preparing the VM",
-    "health": "When the stack is healthy",
-    "tunnel": "Ports on the host",
-    "browser": "The browser of the host",
-    "driver": "What runs the VM",
-    "walls": "The walls",
-    "mounts": "Folders",
-    "git": "The repository",
-    "network": "The network",
-    "qemu": "QEMU",
-    "colima": "Colima",
-    "layers": "What a new VM begins with",
-    "watch": "Edits on the host",
-    "ssh": "ssh",
-    "credentials": "Logins of the host",
-    "image": "The guest image",
-    "cache": "The cache of container images",
-    "gc": "What is left behind",
-}
-"""First part of a key -> its heading."""
 
 EVERY = ("change", "boot", "up")
 """When a user's stage runs again: its command, inputs or disk changed; also each boot; each up."""

@@ -1,4 +1,6 @@
-"""All VMs of this user at once: what each is doing, which belong to nobody, what may be removed.
+"""All VMs of this user at once: what each is doing (``rows``), which may start (``admission``),
+which are used by nobody (``idle``, ``stopping``), which belong to nobody (``gc``).
 
-From files and processes of this machine alone: no ssh, no program started, nothing written.
+``rows`` is from files and processes of this machine alone: no ssh, no program started, nothing
+written.
 """

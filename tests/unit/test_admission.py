@@ -1,0 +1,277 @@
+"""Never more VMs than fit into the memory that they may have: the others wait their turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fakes
+import pytest
+from conftest import World, git
+
+from vmoat.fleet import admission, tickets, use
+from vmoat.state import VmLock
+
+LIMIT = 30.0
+
+
+class Fleet:
+    """Worktrees of one repository, a VM of 1 GiB each; two of them fit."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.started: list[subprocess.Popen[str]] = []
+
+    def worktree(self, name: str) -> Path:
+        folder = self.world.root / name
+        git(self.world.repo, "worktree", "add", "-q", "-b", name, str(folder))
+        return folder
+
+    def start(self, folder: Path, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            self.world.argv(*words), cwd=folder, stdin=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def run(self, folder: Path, *words: str, code: int = 0) -> str:
+        done = self.world.vmoat(*words, cwd=folder, code=code)
+        return done.stdout + done.stderr
+
+    def runs(self) -> set[str]:
+        """The VMs that run, by the machine itself."""
+        return {file.parent.name for file in (fakes.place("x").parent).glob("*/boot")}
+
+
+@pytest.fixture
+def fleet(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "1")
+    monkeypatch.setenv("VMOAT_FLEET_MEMORY", "2")
+    found = Fleet(world)
+    yield found
+    for process in found.started:
+        process.kill()
+        process.communicate()
+    for file in tickets.living():  # the workers of a test that failed
+        _kill(file.name[9:])
+
+
+def _kill(name: str) -> None:
+    holder = VmLock(fakes.paths.vm_dir(name)).holder()
+    if holder:
+        os.kill(holder, signal.SIGKILL)
+
+
+def until(what: Callable[[], object], limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def test_five_at_once_where_two_fit(fleet: Fleet) -> None:
+    """Two run, three wait; each gets its turn in the order of asking, and all end well."""
+    folders = [fleet.worktree(f"w{number}") for number in range(5)]
+    ups = {f"wt-{folder.name}": fleet.start(folder, "up") for folder in folders}
+    most: set[int] = set()
+
+    def watch() -> None:
+        running = fleet.runs()
+        most.add(len(running))
+
+    def settled() -> bool:
+        watch()
+        return len(fleet.runs()) == 2 and len(tickets.waiting()) == 3
+
+    until(settled)
+    queue = tickets.waiting()
+    assert set(queue) | fleet.runs() == set(ups)
+    for expected in queue:
+        goes = sorted(fleet.runs())[0]
+        assert ups[goes].wait(LIMIT) == 0
+        fleet.run(fleet.world.root / goes.removeprefix("wt-"), "down")
+        until(lambda name=expected: watch() or name in fleet.runs())  # type: ignore[misc]
+    assert [process.wait(LIMIT) for process in ups.values()] == [0] * 5
+    assert tickets.waiting() == []
+    assert max(most) == 2
+    said = ups[queue[0]].communicate()[1]
+    assert f"waiting for room: {queue[0]} needs 1 GiB, and 0 of the 2 GiB" in said
+    assert "there is room, after" in said
+
+
+def test_a_large_one_is_not_overtaken_by_small_ones(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, large, small = (fleet.worktree(name) for name in ("a", "b", "large", "small"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    fleet.start(large, "up", "--detach").wait(LIMIT)
+    until(lambda: tickets.waiting() == ["wt-large"])
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "1")
+    fleet.start(small, "up", "--detach").wait(LIMIT)
+    until(lambda: tickets.waiting() == ["wt-large", "wt-small"])
+    fleet.run(a, "down")
+    time.sleep(3 * admission.POLL)
+    assert fleet.runs() == {"wt-b"}, "there is room for the small one, but it came later"
+    fleet.run(b, "down")
+    until(lambda: fleet.runs() == {"wt-large"})
+    fleet.run(large, "wait")
+    assert tickets.waiting() == ["wt-small"]
+    fleet.run(large, "down")
+    fleet.run(small, "wait")
+    assert fleet.runs() == {"wt-small"}
+
+
+def test_a_killed_waiter_leaves_the_queue(fleet: Fleet) -> None:
+    a, b, dead, next_ = (fleet.worktree(name) for name in ("a", "b", "dead", "next"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    fleet.run(dead, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-dead"])
+    fleet.run(next_, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-dead", "wt-next"])
+    _kill("wt-dead")
+    fleet.run(a, "down")
+    fleet.run(next_, "wait")
+    assert fleet.runs() == {"wt-b", "wt-next"}
+    assert "killed" in fleet.run(dead, "wait", code=5)
+
+
+def test_a_waiter_that_is_cancelled_leaves_the_queue(fleet: Fleet) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    up = fleet.start(third, "up")
+    until(lambda: tickets.waiting() == ["wt-third"])
+    fleet.run(third, "down")
+    assert up.wait(LIMIT) == 130
+    assert tickets.waiting() == []
+
+
+def test_a_watcher_sees_what_is_waited_for_and_its_time_limit_holds(fleet: Fleet) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    done = fleet.world.vmoat("up", "--json", "--timeout", "3", cwd=third, code=6)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [event["text"] for event in events if event["event"] == "line"]
+    assert any(line.startswith("waiting for room: ") for line in lines), lines
+    assert any(line.startswith("wt-a runs, ") and "(1 GiB)" in line for line in lines), lines
+    fleet.run(a, "down")
+    assert "there is room" in fleet.run(third, "wait")
+
+
+def test_no_wait_ends_with_7_and_names_what_runs(fleet: Fleet) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    said = fleet.run(third, "up", "--no-wait", code=7)
+    assert "wt-third needs 1 GiB, and 0 of the 2 GiB" in said
+    assert "wt-a runs" in said
+    assert "wt-b runs" in said
+    assert tickets.waiting() == []
+    fleet.run(third, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-third"])
+    assert "it waits for room" in fleet.run(third, "status")
+    assert "waits for room already" in fleet.run(third, "up", "--no-wait", code=7)
+    fleet.run(third, "down")
+    fleet.run(a, "down")
+    fleet.run(third, "up", "--no-wait")
+
+
+def test_larger_than_the_limit_is_an_error_at_once(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "3")
+    said = fleet.run(fleet.worktree("a"), "up", code=3)
+    assert "needs 3 GiB, more than all VMs may have together (2 GiB)" in said
+    assert "[fleet] memory" in said
+
+
+def test_a_start_that_fails_gives_its_room_back(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, broken, next_ = (fleet.worktree(name) for name in ("a", "b", "broken", "next"))
+    fleet.run(a, "up")
+    fleet.run(broken, "name")
+    fakes.place("wt-broken").joinpath("no-start").touch()
+    fleet.run(broken, "up", code=5)
+    fleet.run(b, "up", "--no-wait")
+    fleet.run(a, "down")
+    fakes.place("wt-next").joinpath("die").write_text("vm middle")
+    fleet.run(next_, "up", code=5)
+    assert admission.taken() == [admission.Taken("wt-b", 1.0, starts=False)]
+
+
+def test_a_restart_keeps_its_room(fleet: Fleet) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    fleet.run(third, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-third"])
+    fleet.run(a, "up", "--force", "vm")
+    assert fleet.runs() == {"wt-a", "wt-b"}
+    fleet.run(third, "down")
+
+
+def test_one_that_grows_waits_for_the_rest(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (fleet.worktree(name) for name in ("a", "b"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    fleet.run(a, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-a"])
+    fleet.run(b, "down")
+    fleet.run(a, "wait")
+    assert admission.taken() == [admission.Taken("wt-a", 2.0, starts=False)]
+
+
+def test_the_longest_idle_one_makes_room_where_that_is_wanted(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    for name, ago in (("wt-a", 300), ("wt-b", 600)):
+        os.utime(fakes.paths.vm_dir(name) / use.MARK, (time.time() - ago,) * 2)
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    said = fleet.run(third, "up")
+    assert "wt-b is stopped: nobody uses it" in said
+    assert fleet.runs() == {"wt-a", "wt-third"}
+    said = fleet.run(b, "exec", "echo", "again")
+    assert "to make room for wt-third: starting it again" in said
+    assert "wt-a is stopped" in said
+    assert fleet.runs() == {"wt-b", "wt-third"}
+
+
+def test_nobody_is_stopped_where_that_does_not_make_room_enough(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, large = (fleet.worktree(name) for name in ("a", "b", "large"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")  # just used
+    os.utime(fakes.paths.vm_dir("wt-a") / use.MARK, (time.time() - 300,) * 2)
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    fleet.run(large, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-large"])
+    time.sleep(3 * admission.POLL)
+    assert fleet.runs() == {"wt-a", "wt-b"}
+    fleet.run(large, "down")
+
+
+def test_two_that_fit_and_will_not_wait_both_start_at_once(fleet: Fleet) -> None:
+    """One that is about to be let in is nobody to wait for."""
+    for round_ in range(3):
+        folders = [fleet.worktree(f"r{round_}-{number}") for number in range(2)]
+        ups = [fleet.start(folder, "up", "--no-wait") for folder in folders]
+        assert [up.wait(LIMIT) for up in ups] == [0, 0]
+        for folder in folders:
+            fleet.run(folder, "down")

@@ -1,0 +1,301 @@
+"""A VM that nobody uses is stopped, one that is used in any way is not, and the next command has it
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fakes
+import pytest
+from conftest import World
+
+from vmoat import netports, paths
+from vmoat.companion import process
+from vmoat.companion.idleness import LOAD, Clock, guest_cpu
+from vmoat.fleet import idle, sleep, stopping, use
+from vmoat.netports import Traffic
+from vmoat.state import VmLock
+
+SECONDS = 1
+NOTHING = Traffic(frozenset(), frozenset())
+
+
+def until(what: Callable[[], object], limit: float = 30) -> None:
+    deadline = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+# -- the clock --
+
+
+def test_nothing_for_a_while_is_idle() -> None:
+    clock = Clock(100)
+    clock.traffic(110, NOTHING)
+    clock.docker(110, frozenset())
+    clock.load(110, 50.0)
+    clock.load(170, 50.0 + 60 * LOAD)
+    assert clock.idle(170) == 70
+
+
+def test_a_command_and_an_open_connection_are_uses() -> None:
+    clock = Clock(100)
+    clock.used(120, "a command")
+    assert clock.idle(125) == 5
+    clock.traffic(130, Traffic(frozenset({"8080 50000"}), frozenset()))
+    assert clock.idle(131) == 1
+
+
+def test_a_connection_that_came_and_went_is_one_use_and_not_a_minute_of_it() -> None:
+    clock = Clock(100)
+    for now in (110, 115, 120, 165):
+        clock.traffic(now, Traffic(frozenset(), frozenset({"50000 8080"})))
+    assert clock.idle(165) == 55
+    clock.traffic(170, Traffic(frozenset(), frozenset({"50000 8080", "50001 8080"})))
+    assert clock.idle(170) == 0
+
+
+def test_a_short_question_to_dockerd_is_no_use_and_a_long_one_is() -> None:
+    clock = Clock(100)
+    clock.docker(110, frozenset({"1"}))  # `vmoat status`, and another one later
+    clock.docker(115, frozenset({"2"}))
+    assert clock.idle(115) == 15
+    clock.docker(120, frozenset({"2", "3"}))
+    assert clock.idle(120) == 0
+
+
+def test_load_counts_from_one_look_to_the_next() -> None:
+    clock = Clock(100)
+    clock.load(160, 1000)  # all of it since the boot: says nothing of now
+    assert clock.idle(160) == 60
+    clock.load(220, 1000 + 60 * LOAD + 1)
+    assert clock.idle(220) == 0
+    clock.load(500, 1000 + 280)  # the host slept, or the guest was not asked
+    assert clock.idle(500) == 280
+
+
+def test_what_the_guest_says_of_its_cpu() -> None:
+    assert guest_cpu("cpu 100 20 300 5000 400 7 3 9 0 0\n") == 4.3
+    for broken in ("", "cpu", "bash: /proc/stat: Permission denied", "cpu a b c d e f g"):
+        assert guest_cpu(broken) is None
+
+
+# -- what is seen of connections --
+
+
+def test_connections_over_a_port_are_seen_open_and_a_minute_after() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert netports.traffic([port]) == NOTHING, "who only listens uses nothing"
+        client = socket.create_connection(("127.0.0.1", port))
+        peer, _ = server.accept()
+        assert netports.traffic([port]).open
+        assert netports.traffic([port + 1]) == NOTHING
+        client.close()
+        peer.close()
+        until(lambda: not netports.traffic([port]).open)
+        assert netports.traffic([port]).over
+    assert netports.traffic([]) == NOTHING
+
+
+def test_the_same_on_ipv6() -> None:
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this host has no ::1")
+    with server, socket.create_connection(server.getsockname()[:2]):
+        assert netports.traffic([server.getsockname()[1]]).open
+
+
+def test_what_netstat_prints_on_macos() -> None:
+    text = """\
+Active Internet connections (including servers)
+Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)
+tcp4       0      0  127.0.0.1.8080         127.0.0.1.62345        ESTABLISHED
+tcp6       0      0  ::1.62346              ::1.8080               TIME_WAIT
+tcp4       0      0  192.168.1.7.62347      10.1.2.3.8080          ESTABLISHED
+tcp4       0      0  127.0.0.1.8080         *.*                    LISTEN
+"""
+    assert list(netports.netstat_rows(text)) == [
+        (8080, 62345, "ESTABLISHED"),
+        (62346, 8080, "TIME_WAIT"),
+    ]
+
+
+def test_users_of_a_unix_socket(tmp_path: Path) -> None:
+    place = tmp_path / "a socket"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(str(place))
+        server.listen()
+        assert netports.socket_users(place) == frozenset()
+        client.connect(str(place))
+        peer, _ = server.accept()
+        with peer:
+            assert len(netports.socket_users(place)) == 1
+
+
+# -- a whole VM, its companion beside it --
+
+
+@pytest.fixture
+def brief(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A world in which a VM may be idle for a second."""
+    monkeypatch.setenv("VMOAT_VM_IDLE", f"{SECONDS}s")
+    yield world
+    process.end(paths.vm_id("wt-tree"))
+
+
+def runs(world: World) -> bool:
+    return (world.place / "boot").exists()
+
+
+def stays_up(world: World, seconds: float = 2.5 * SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert runs(world)
+        time.sleep(0.05)
+
+
+def test_an_idle_vm_is_stopped_and_the_next_command_starts_it(brief: World) -> None:
+    brief.vmoat("up")
+    began = time.monotonic()
+    until(lambda: not runs(brief))
+    assert time.monotonic() - began >= SECONDS - 0.5
+    until(lambda: sleep.of(paths.vm_dir("wt-tree")))
+    assert "stop" in brief.ran()
+    assert "for being idle" in brief.vmoat("plan").stdout
+    assert "for being idle; the next command starts it" in brief.vmoat("status").stderr
+    done = brief.vmoat("exec", "echo", "hello")
+    assert done.stdout == "hello\n"
+    assert "wt-tree was stopped at " in done.stderr
+    assert "for being idle: starting it again" in done.stderr
+    assert brief.ran().count("boot") == 2
+    until(lambda: not runs(brief))
+    tunnel = brief.vmoat("tunnel", "5000", "--json")
+    assert '"guest": 5000' in tunnel.stdout
+    assert tunnel.stdout.startswith("["), "the events of the start are no part of the answer"
+
+
+def test_what_a_person_stopped_stays_stopped(brief: World) -> None:
+    brief.vmoat("up")
+    until(lambda: sleep.of(paths.vm_dir("wt-tree")))
+    assert "not running" in brief.vmoat("down").stderr
+    assert "`vmoat up` starts it" in brief.vmoat("exec", "true", code=125).stderr
+
+
+def test_a_command_keeps_it_awake_as_long_as_it_runs(brief: World) -> None:
+    brief.vmoat("up")
+    session = subprocess.Popen(
+        brief.argv("exec", "sleep", "60"), cwd=brief.tree, stdin=subprocess.DEVNULL
+    )
+    try:
+        stays_up(brief)
+        assert idle.words(idle.since("wt-tree")) == "in use"
+    finally:
+        session.kill()
+        session.wait()
+    until(lambda: not runs(brief))
+
+
+def test_an_open_tunnel_connection_keeps_it_awake(brief: World) -> None:
+    """This process is the ssh master that listens for the tunnel."""
+    brief.vmoat("up")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        brief.set("master", str(os.getpid()))
+        client = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        stays_up(brief)
+        client.close()
+        peer.close()
+        until(lambda: not runs(brief))
+
+
+def test_load_keeps_it_awake(brief: World) -> None:
+    """A container that computes, and nobody watches."""
+    working = threading.Event()
+    brief.vmoat("up")
+
+    def work() -> None:
+        began = time.monotonic()
+        while not working.wait(0.05):
+            ticks = int(100 * (time.monotonic() - began))
+            (brief.place / "cpu.new").write_text(f"cpu {ticks} 0 0 9 0 0 0 0 0 0")
+            (brief.place / "cpu.new").replace(brief.place / "cpu")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        stays_up(brief)
+    finally:
+        working.set()
+        worker.join()
+    until(lambda: not runs(brief))
+
+
+def test_without_the_setting_nothing_is_stopped(
+    brief: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VMOAT_VM_IDLE")
+    brief.vmoat("up")
+    stays_up(brief)
+
+
+# -- stopping --
+
+
+def test_one_that_is_used_after_all_is_not_stopped(world: World) -> None:
+    world.vmoat("up")
+    folder = paths.vm_dir("wt-tree")
+    assert not stopping.stop("wt-tree", 60), "used a moment ago"
+    long_ago(folder)
+    with use.used(folder):
+        long_ago(folder)
+        assert not stopping.stop("wt-tree", 60)
+    long_ago(folder)
+    lock = VmLock(folder)
+    assert lock.take()
+    assert not stopping.stop("wt-tree", 60), "somebody works on it"
+    lock.free()
+    assert runs(world)
+    assert stopping.stop("wt-tree", 60, "wt-other")
+    assert not runs(world)
+    assert "to make room for wt-other" in world.vmoat("plan").stdout
+
+
+def long_ago(folder: Path) -> None:
+    os.utime(folder / use.MARK, (time.time() - 3600,) * 2)
+
+
+def test_a_command_waits_for_a_stop_that_goes_on(world: World) -> None:
+    world.vmoat("up")
+    folder = paths.vm_dir("wt-tree")
+    with use.unused(folder) as mine:
+        assert mine
+        command = subprocess.Popen(
+            world.argv("exec", "echo", "there"), cwd=world.tree, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert command.stderr is not None
+        assert "is just being stopped" in command.stderr.readline()
+        fakes.FakeDriver().stop("wt-tree")
+        sleep.begin(folder, "")
+    out, said = command.communicate(timeout=30)
+    assert command.returncode == 0
+    assert out == "there\n"
+    assert "starting it again" in said
+
+
+def test_the_vm_of_a_removed_worktree_is_stopped_too(world: World) -> None:
+    world.vmoat("up")
+    long_ago(paths.vm_dir("wt-tree"))
+    world.tree.rename(world.root / "elsewhere")
+    assert stopping.stop("wt-tree", 60)
+    assert not runs(world)

@@ -1,0 +1,271 @@
+"""Room for a VM: an `up` that would take this machine past its memory limit waits, first come
+first served.
+
+What a VM takes stands in the file ``room`` of its state folder (GiB).  It counts while the process
+that starts the VM holds the file, and from then on while the VM lives, by its driver's look at its
+processes: a start that fails, a worker that is killed and a VM that stops give it back without
+doing anything.  Who waits stands in the queue (``tickets``); only the first of it looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmoat import drivers, instance, paths, view
+from vmoat.config import amounts
+from vmoat.context import Context, host_size
+from vmoat.errors import Code, VmoatError
+from vmoat.fleet import idle, stopping, tickets
+from vmoat.fleet.tickets import Held, Ticket
+
+ROOM = "room"
+POLL, LONGEST = 0.5, 5.0
+"""Seconds between two looks of one that waits, at least and at most."""
+SHARE_OF_TIME = 10
+"""A look at many VMs takes long, and is repeated only after so many times as long."""
+EVICT_AFTER = 60.0
+"""Seconds that a VM must have been idle before it is stopped for another one."""
+SHOWN = 8
+"""VMs that are named to one that waits."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one VM takes of the memory."""
+
+    name: str
+    memory: float
+    """GiB."""
+    starts: bool
+    """Whether it is being started now; else it runs."""
+
+
+def taken(besides: str = "", *, forget: bool = False) -> list[Taken]:
+    """The VMs that run or start now, but for one.
+
+    ``forget``, in ``turn`` only: the room of those that have ended is looked at no more.
+    """
+    found = []
+    for file in sorted(paths.vms_dir().glob(f"[!.]*/{ROOM}")):
+        name = file.parent.name
+        if name == besides:
+            continue
+        starts = tickets.held(file)
+        if starts or lives(name):
+            found.append(Taken(name, _read(file), starts))
+        elif forget:
+            file.unlink(missing_ok=True)
+    return found
+
+
+def lives(name: str) -> bool:
+    """Whether a VM takes memory: also one that is paused, or broken with processes left."""
+    owner = instance.read_owner(name)
+    if owner is None:
+        return False
+    try:
+        status = drivers.load(owner.driver).status(name)
+    except VmoatError:  # of a driver that is no more
+        return False
+    return status.state in ("running", "starting", "paused") or bool(status.pids)
+
+
+def limit(portion: str) -> float:
+    """``[fleet] memory`` in GiB of this host; a VM of 1 GiB can run on the smallest."""
+    return max(1.0, amounts.part(portion, host_size().memory_gib))
+
+
+class Room:
+    """The room of one VM, while it is started: ``with Room(ctx) as room: … room.take()``."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._name = ctx.instance.name
+        self._need = ctx.spec.memory_gib
+        self._limit = limit(ctx.settings.fleet_memory)
+        self._file = ctx.instance.folder / ROOM
+        self._held: Held | None = None
+        self._queue = Queue((), ())
+        self._pause = POLL
+        self._stopping: subprocess.Popen[bytes] | None = None
+        self._stop_again = 0.0
+
+    def __enter__(self) -> Room:
+        """Keeps what a VM that runs has already: its restart needs no place in the queue."""
+        with tickets.turn():
+            had = _read(self._file)
+            if had >= self._need and lives(self._name):
+                self._hold(had)  # until it is ended, if it is
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            self._held.free()
+
+    def take(self) -> None:
+        """Return once there is room, and it is this VM's.
+
+        Raises CONFIG for a VM that is larger than the limit, BUSY where nobody wants to wait.
+        """
+        with tickets.turn():
+            if self._held or lives(self._name):  # `colima start` may have been first
+                self._hold(self._need)
+                return
+            if self._need > self._limit:
+                raise self._too_large()
+            ticket = Ticket(self._name)
+            self._look(ticket)
+        try:
+            if not self._held:
+                self._wait(ticket)
+        finally:
+            ticket.leave()
+
+    def _look(self, ticket: Ticket) -> None:
+        """See who is ahead; the first sees what runs as well, and takes the room if it is there.
+
+        In ``turn``, as is leaving the queue: nobody takes one that is let in for one that waits.
+        """
+        ahead = tuple(ticket.ahead())
+        if ahead and ahead == self._queue.ahead:
+            return
+        self._queue = Queue(ahead, tuple(taken(self._name, forget=True)))
+        if not ahead and self._need <= self._free():
+            self._hold(self._need)
+            ticket.leave()
+
+    def _wait(self, ticket: Ticket) -> None:
+        if self._ctx.no_wait:
+            raise self._no_room()
+        began = time.monotonic()
+        told: object = None
+        while not self._held:
+            if told != self._queue.key():
+                told = self._queue.key()
+                for line in self._waiting_lines():
+                    self._ctx.say(line)
+            self._evict()
+            time.sleep(self._pause)
+            looking = time.monotonic()
+            with tickets.turn():
+                self._look(ticket)
+            self._pause = min(LONGEST, max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
+        self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
+
+    def _evict(self) -> None:
+        """Have the VM stopped that was idle for longest, where such stops make room enough."""
+        if self._ctx.settings.fleet_evict != "idle" or self._queue.ahead:
+            return
+        code = self._stopping.poll() if self._stopping else 0
+        if code is None or (code and time.monotonic() < self._stop_again):
+            return
+        name = longest_idle(self._queue.others, self._need - self._free(), time.time())
+        if name:
+            self._ctx.say(f"{name} is stopped: nobody uses it")
+            self._stop_again = time.monotonic() + EVICT_AFTER
+            with contextlib.suppress(OSError):  # it was destroyed meanwhile
+                self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
+
+    def _free(self) -> float:
+        return self._limit - sum(one.memory for one in self._queue.others)
+
+    def _hold(self, memory: float) -> None:
+        text = f"{memory:g}\n"
+        if self._held:
+            self._held.write(text)
+        else:
+            self._held = Held(self._file, text)
+
+    # --- what is said
+
+    def _waiting_lines(self) -> list[str]:
+        """The reason last: a heartbeat repeats it."""
+        first = f"; before it: {', '.join(self._queue.ahead)}" if self._queue.ahead else ""
+        return [*told_of(self._queue.others), f"waiting for room: {self._shortage()}{first}"]
+
+    def _shortage(self) -> str:
+        free = max(0.0, self._free())
+        return (
+            f"{self._name} needs {self._need:g} GiB, and {free:g} of the {self._limit:g} GiB for "
+            "VMs are free ([fleet] memory)"
+        )
+
+    def _no_room(self) -> VmoatError:
+        return VmoatError(
+            f"there is no room: {self._shortage()}",
+            hint="`vmoat down` in one of these worktrees makes room; without --no-wait, `up` waits",
+            code=Code.BUSY,
+            details=[
+                *told_of(self._queue.others),
+                *(f"{name} waits for room" for name in self._queue.ahead),
+            ],
+        )
+
+    def _too_large(self) -> VmoatError:
+        return VmoatError(
+            f"{self._name} needs {self._need:g} GiB, more than all VMs may have together "
+            f"({self._limit:g} GiB)",
+            hint="lower [vm] memory, or raise [fleet] memory in your own config.toml",
+            code=Code.CONFIG,
+        )
+
+
+def require_none_waits(ctx: Context) -> None:
+    """Raises BUSY where the run that works on this VM waits for room: joining it is waiting too."""
+    if ctx.instance.name in tickets.waiting():
+        raise VmoatError(
+            f"{ctx.instance.name} waits for room already",
+            hint="`vmoat wait` follows it, `vmoat down` ends it",
+            code=Code.BUSY,
+        )
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What one that waits has seen last."""
+
+    ahead: tuple[str, ...]
+    others: tuple[Taken, ...]
+
+    def key(self) -> object:
+        """Changes when there is something new to say."""
+        return self.ahead, [(one.name, one.memory) for one in self.others]
+
+
+def longest_idle(others: Sequence[Taken], missing: float, now: float) -> str:
+    """Whom to stop so that ``missing`` GiB get free; "" where all idle ones are not enough."""
+    sleepy = [
+        (since, one)
+        for one in others
+        if not one.starts
+        and (since := idle.since(one.name)) is not None
+        and now - since >= EVICT_AFTER
+    ]
+    if not sleepy or sum(one.memory for _, one in sleepy) < missing:
+        return ""
+    return min(sleepy, key=lambda pair: pair[0])[1].name
+
+
+def told_of(others: Sequence[Taken]) -> list[str]:
+    """A line for each VM that takes room; a few of many."""
+    lines = [f"{one.name} {_state(one)} ({one.memory:g} GiB)" for one in others[:SHOWN]]
+    return lines + ([f"and {len(others) - SHOWN} more"] if len(others) > SHOWN else [])
+
+
+def _state(one: Taken) -> str:
+    if one.starts:
+        return "starts"
+    return f"runs, {idle.words(idle.since(one.name))}"
+
+
+def _read(file: Path) -> float:
+    """The GiB in a room file; 0 where there is none."""
+    try:
+        return float(file.read_text())
+    except (OSError, ValueError):
+        return 0.0
