@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import json
 
-from vmoat import dockercontext, drivers, graph, instance, paths, tunnels, view, watch
-from vmoat.browser import profiles
+from vmoat import graph, instance, paths, tunnels, view, watch
 from vmoat.commands import attend, context, using
 from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet import admission, sleep
+from vmoat.fleet import admission, removal, sleep
 from vmoat.lifecycle import shut_down, stack_command, volumes, volumes_then
 from vmoat.output import Output
 from vmoat.state import CANCEL_LIMIT, cancel_run, require_lock
@@ -287,7 +286,7 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
     try:
         with contextlib.suppress(VmoatError):
             ctx.guest.close()
-        _remove(ctx.driver.name, ctx.instance)
+        removal.remove(ctx.instance, ctx.driver.name)
     finally:
         lock.free()
     out.say(f"{ctx.instance.name}: removed")
@@ -306,20 +305,12 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
     _confirm(args, out, mine.name, str(owner.worktree), volumes_then(mine))
     cancel_run(mine.folder)
     lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
-    companion.end(mine.vm_id)
     try:
-        _remove(owner.driver, mine)
+        removal.remove(mine, owner.driver)
     finally:
         lock.free()
     out.say(f"{mine.name}: removed")
     return int(Code.OK)
-
-
-def _remove(driver: str, mine: instance.Instance) -> None:
-    drivers.load(driver).delete(mine.name)
-    dockercontext.remove(mine.name, mine.vm_id)
-    profiles.remove(mine.vm_id)
-    instance.release(mine)
 
 
 def _confirm(

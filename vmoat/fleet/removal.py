@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmoat import dockercontext, drivers, instance, paths
+from vmoat.browser import profiles
 from vmoat.companion import process as companion
 from vmoat.errors import VmoatError
 from vmoat.fleet import volumes
@@ -54,6 +55,7 @@ def remove(mine: Instance, driver: str) -> None:
     drivers.load(driver).delete(mine.name)
     end_clients(runtime)
     dockercontext.remove(mine.name, mine.vm_id)
+    profiles.remove(mine.vm_id)
     instance.release(mine)
 
 
