@@ -35,7 +35,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from vmoat import context, drivers, localfolders, paths, watch
+from vmoat import context, drivers, localfolders, paths, proc, watch
 from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Container, Facts
@@ -321,6 +321,7 @@ def install(patch: Any = setattr) -> None:
     patch(context, "open_guest", FakeGuest)
     patch(Stage, "run", _dying_run)
     patch(StageStore, "save", _dying_save)
+    patch(proc, "own_argv", lambda *words: [sys.executable, __file__, *words])
     patch(
         watch,
         "worker_argv",
