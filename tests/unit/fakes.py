@@ -259,7 +259,12 @@ class FakeGuest:
 
     def exec(self, words: Any, *, tty: bool = False, **options: Any) -> int:
         line = words[0] if len(words) == 1 else shlex.join(words)
-        return subprocess.run(["sh", "-c", line], cwd=self.worktree).returncode
+        process = subprocess.Popen(["sh", "-c", line], cwd=self.worktree)
+        # As in the guest: a signal is the command's.
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        rc = process.wait()
+        signal.signal(signal.SIGTERM, before)
+        return rc if rc >= 0 else 128 - rc
 
     # forwards: host port -> guest port
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,14 @@ import pytest
 from conftest import World
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
+from mcp_types import ListRootsResult, Root
+
+from vmoat import cli, proc
+from vmoat.errors import VmoatError
+from vmoat.mcpserver import calls, tools
+from vmoat.mcpserver.progress import Progress
+from vmoat.mcpserver.server import Server
+from vmoat.output import Output
 
 TOOLS = ["plan", "up", "wait", "status", "test", "exec", "logs", "tunnel", "shot", "down", "ls"]
 
@@ -115,7 +127,7 @@ def test_a_failed_stage_is_a_tool_error_with_its_last_lines(world: World) -> Non
 
 
 def test_the_commands_own_125_is_no_error(world: World) -> None:
-    ask(world, "up")
+    assert world.work() == 0
     assert ask(world, "exec", command="exit 125").structured_content["exit_code"] == 125
 
 
@@ -144,7 +156,7 @@ async def until(what: Callable[[], Any], limit: float = 15) -> None:
 
 def test_a_cancelled_up_goes_on(world: World, mode: str) -> None:
     world.context()
-    world.set("slow", "1")
+    world.set("slow", "0.5")
 
     async def play() -> None:
         async with session(world, mode) as client, anyio.create_task_group() as group:
@@ -175,7 +187,7 @@ def started(file: Path) -> bool:
 
 
 def test_cancelling_exec_ends_it(world: World, mode: str) -> None:
-    ask(world, "up")
+    assert world.work() == 0
     file = world.tree / "pid"
 
     async def play() -> None:
@@ -192,7 +204,7 @@ def test_cancelling_exec_ends_it(world: World, mode: str) -> None:
 
 
 def test_a_command_is_ended_at_its_time_limit(world: World) -> None:
-    ask(world, "up")
+    assert world.work() == 0
     ended = ask(world, "exec", command="echo began; exec sleep 97", timeout=1.5)
     assert ended.structured_content["timed_out"] is True
     assert ended.structured_content["exit_code"] == 128 + signal.SIGTERM
@@ -201,9 +213,8 @@ def test_a_command_is_ended_at_its_time_limit(world: World) -> None:
 
 @pytest.mark.parametrize("how", ["end of stdin", "SIGKILL", "SIGTERM"])
 def test_the_server_takes_what_watches_with_it_and_leaves_the_work(world: World, how: str) -> None:
-    world.context()
-    ask(world, "up")
-    world.set("slow", "2")
+    assert world.work() == 0
+    world.set("slow", "1")
     file = world.tree / "pid"
     with subprocess.Popen(
         world.argv("mcp"), cwd=world.tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -228,8 +239,6 @@ def test_the_server_takes_what_watches_with_it_and_leaves_the_work(world: World,
 
 def call(number: int, tool: str, arguments: dict[str, Any]) -> str:
     """A request of the protocol of 2026, which needs no handshake."""
-    import json
-
     meta = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
@@ -238,3 +247,149 @@ def call(number: int, tool: str, arguments: dict[str, Any]) -> str:
     params = {"name": tool, "arguments": arguments, "_meta": meta}
     row = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
     return json.dumps(row) + "\n"
+
+
+def test_which_worktree_a_call_means(world: World, mode: str, tmp_path: Path) -> None:
+    """The tool's own word, then the server's, then the client's root, then where the server is."""
+    roots = [Root(uri=world.tree.as_uri()), Root(uri=world.repo.as_uri())]
+
+    async def tell(*_: Any) -> ListRootsResult:
+        return ListRootsResult(roots=roots)
+
+    async def branch(arguments: dict[str, Any], **options: Any) -> str:
+        async with session(world, mode, **options) as client:
+            answer = await client.call_tool("status", arguments)
+            return str((answer.structured_content or {}).get("branch", answer.structured_content))
+
+    async def play() -> None:
+        home = {"cwd": tmp_path, "list_roots_callback": tell}
+        named = {**home, "words": ("-C", str(world.repo))}
+        assert await branch({"worktree": str(world.repo)}, **home) == "main"
+        assert await branch({}, **named) == "main"
+        assert await branch({}, **home) == "work"
+        assert await branch({}) == "work"
+        assert "not inside a git" in await branch({}, cwd=tmp_path)
+
+    anyio.run(play)
+
+
+def test_output_is_bounded_and_says_so(world: World) -> None:
+    assert world.work() == 0
+
+    async def play() -> None:
+        async with session(world) as client:
+            lines = await client.call_tool("exec", {"command": "seq 20000", "tail": 2})
+            assert lines.structured_content["stdout"] == "19999\n20000\n"
+            assert lines.structured_content["stdout_dropped"] == 108894 - 12
+            line = {"command": "head -c 9000000 /dev/zero | tr '\\0' x"}
+            one = await client.call_tool("exec", line)
+            assert one.structured_content["stdout"] == "x" * tools.CHARACTERS
+            assert one.structured_content["stdout_dropped"] == 9000000 - tools.CHARACTERS
+
+    anyio.run(play)
+
+
+def test_arguments_are_no_options(world: World) -> None:
+    """What a model writes into an argument changes nothing but that argument."""
+    assert ask(world, "plan", stages=["--json"]).structured_content["exit_code"] == 2
+    assert ask(world, "tunnel", ports=["--open"]).is_error
+    assert ask(world, "status", worktree="--help").is_error
+    assert "absent" in ask(world, "status").structured_content["state"]
+
+
+@pytest.mark.parametrize("details", [(), ("the last line", "  and an indented one")])
+@pytest.mark.parametrize("hint", ["", "`vmoat up` starts it"])
+def test_errors_are_read_back_as_they_were_printed(hint: str, details: tuple[str, ...]) -> None:
+    said = io.StringIO()
+    out = Output(io.StringIO(), said)
+    out.say("a story before it")
+    out.error(VmoatError("it is broken", hint=hint, details=details, code=5))
+    ended = calls.Ended(("up",), 5, calls.Tail(), calls.Tail())
+    ended.err.add(said.getvalue().encode())
+    error = calls.failure(ended)
+    assert (error.message, error.hint, error.details) == ("it is broken", hint, details)
+    assert error.exit_code == 5
+
+
+def test_a_child_that_dies_of_itself_is_told_with_its_last_lines() -> None:
+    ended = calls.Ended(("status", "--json"), 139, calls.Tail(), calls.Tail())
+    ended.err.add(b"Segmentation fault\n")
+    with pytest.raises(calls.CommandError) as caught:
+        calls.document(ended)
+    assert caught.value.text().splitlines() == [
+        "`vmoat status --json` ended unexpectedly (exit code 139)", "    Segmentation fault",
+        "→ `vmoat doctor` checks this machine",
+    ]  # fmt: skip
+
+
+def test_a_tail_keeps_the_end_and_counts_the_rest() -> None:
+    tail = calls.Tail(limit=10)
+    for _ in range(1000):
+        tail.add(b"0123456")
+    assert tail.text() == "4560123456"
+    assert tail.dropped == 7000 - 10
+
+
+def test_a_silent_call_says_that_it_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmoat.mcpserver.progress.PACE", 0.01)
+    monkeypatch.setattr("vmoat.mcpserver.progress.SILENCE", 0.1)
+    told: list[str] = []
+
+    async def report(seconds: float, text: str) -> None:
+        told.append(text)
+
+    async def play() -> None:
+        progress = Progress(report)
+        async with progress.running():
+            progress.story("[vmoat] ▸ apt: never run")
+            progress.output("one\x1b[2J")
+            progress.output("two")
+            await until(lambda: len(told) > 3)
+
+    anyio.run(play)
+    assert told[:2] == ["▸ apt: never run", "two"], "of the output the newest line"
+    assert told[2].startswith("still at it after ")
+    assert told[2].endswith(": two")
+
+
+PAGE = """\
+import json, sys
+words = sys.argv[1:]
+assert words[-4:] == ["shot", "--json", "--full", "--"] or words[-1] == "web", words
+with open("page.png", "wb") as file:
+    file.write(b"\\x89PNG" + bytes(3 * 2**20 if words[-1] == "web" else 0))
+print(json.dumps({"schema": "vmoat.shot/1", "ok": False, "errors": [{"text": "boom"}],
+                  "files": {"png": file.name, "json": "page.json"}}))
+sys.exit(1)
+"""
+"""`vmoat shot` with a browser that shows a page with an error; a huge one of the service web."""
+
+
+def test_a_picture_comes_along_and_a_huge_one_is_only_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", PAGE, *words])
+
+    async def play() -> None:
+        async with Client(Server()) as client:
+            seen = await client.call_tool("shot", {"full": True})
+            assert not seen.is_error, "a page with errors is an answer"
+            assert seen.structured_content["exit_code"] == 1
+            assert seen.structured_content["errors"] == [{"text": "boom"}]
+            text, picture = seen.content
+            assert json.loads(text.text) == seen.structured_content
+            assert base64.b64decode(picture.data) == b"\x89PNG"
+            assert len((await client.call_tool("shot", {"page": "web"})).content) == 1
+
+    anyio.run(play)
+
+
+def test_without_the_sdk_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [n for n in sys.modules if n.partition(".")[0] == "mcp" or "mcpserver" in n]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    assert cli.main(["mcp"]) == 4
+    assert "pip install 'vmoat[mcp]'" in capsys.readouterr().err

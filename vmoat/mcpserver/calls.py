@@ -224,9 +224,12 @@ class _Pipe:
         os.close(self._ours)
 
 
-def document(ended: Ended) -> Any:
-    """What a command answered in JSON; raises CommandError where it failed or answered none."""
-    if ended.code != 0:
+def document(ended: Ended, codes: Sequence[int] = (0,)) -> Any:
+    """What a command answered in JSON.
+
+    Raises CommandError where vmoat failed, or ended with none of ``codes``, or without an answer.
+    """
+    if ended.code not in codes or has_error(ended):
         raise failure(ended)
     try:
         return json.loads(ended.out.text())

@@ -102,9 +102,9 @@ class Shot(Answer):
     """A page as a browser sees it, with what went wrong in it."""
 
     exit_code: int
-    """1: the page has errors; the other fields say which."""
-    file: str
-    """The picture, a PNG on the host."""
+    """0, or 1 for a page with errors, 6 for one that did not load in time."""
+    files: dict[str, str]
+    """On the host: the picture (png), and this report (json)."""
 
 
 class Down(Answer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import tempfile
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,6 @@ from vmoat.mcpserver.results import (
     Shot,
     StageRun,
     Status,
-    Tunnel,
     Tunnels,
 )
 
@@ -63,12 +62,11 @@ def asked_for(worktree: str, ctx: Ctx) -> tuple[str, ...] | ListRoots:
 
 
 def words_of(place: tuple[str, ...] | ListRootsResult) -> list[str]:
-    """vmoat's words for the worktree, the first root that is a folder."""
+    """vmoat's words for the worktree: of the client's roots the first."""
     if isinstance(place, tuple):
         return list(place)
-    folders = (unquote(urlsplit(str(root.uri)).path) for root in place.roots
-               if str(root.uri).startswith("file:"))  # fmt: skip
-    return ["-C", first] if (first := next(folders, "")) else []
+    folders = [unquote(urlsplit(str(root.uri)).path) for root in place.roots]
+    return ["-C", folders[0]] if folders else []
 
 
 Place = Annotated[tuple[str, ...] | ListRootsResult, Resolve(asked_for)]
@@ -189,7 +187,8 @@ async def tunnel(
 ) -> Tunnels:
     """Forward ports of the VM to this machine's localhost, and give their URLs."""
     ended = await calls.run([*words_of(place), "tunnel", "--json", "--", *ports])
-    return Tunnels(tunnels=[Tunnel.model_validate(row) for row in calls.document(ended)])
+    found = calls.document(ended)
+    return Tunnels.model_validate(found if isinstance(found, dict) else {"tunnels": found})
 
 
 async def shot(
@@ -200,17 +199,14 @@ async def shot(
         str, Field(description="a service, or a URL as it is in the VM; else the health URL's")
     ] = "",
     full: Annotated[bool, Field(description="the whole page, not only the window")] = False,
-    out: Annotated[str, Field(description="the PNG to write; else one in the temp folder")] = "",
+    out: Annotated[str, Field(description="the PNG to write; else one that vmoat keeps")] = "",
 ) -> Annotated[CallToolResult, Shot]:
     """Take a picture of a page, with its console errors and failed requests."""
-    file = Path(out or Path(tempfile.mkdtemp(prefix="vmoat-shot-")) / "page.png").absolute()
-    words = ["shot", "--json", f"--out={file}", *(["--full"] if full else [])]
+    words = ["shot", "--json", *([f"--out={out}"] if out else []), *(["--full"] if full else [])]
     ended = await calls.run([*words_of(place), *words, "--", *([page] if page else [])])
-    if ended.code == Code.STAGE and ended.out.text().strip():  # the page's errors, not ours
-        found = json.loads(ended.out.text())
-    else:
-        found = calls.document(ended)
-    return with_picture(Shot(**{**found, "exit_code": ended.code, "file": str(file)}), file)
+    # A page with errors, and one that does not load in time, are answers.
+    found = calls.document(ended, codes=(Code.OK, Code.STAGE, Code.TIMEOUT))
+    return with_picture(Shot(**{**found, "exit_code": ended.code}))
 
 
 async def down(ctx: Ctx, place: Place, worktree: Worktree = "") -> Down:
@@ -311,11 +307,12 @@ def story(ended: Ended) -> list[str]:
     return [row.removeprefix(STORY) for row in rows if row.startswith(STORY)]
 
 
-def with_picture(answer: Shot, file: Path) -> CallToolResult:
+def with_picture(answer: Shot) -> CallToolResult:
     """The answer with the picture itself, where it is not too large for a message."""
     content: list[ContentBlock] = [TextContent(type="text", text=answer.model_dump_json(indent=2))]
-    if file.stat().st_size <= PICTURE:
-        data = base64.b64encode(file.read_bytes()).decode()
+    picture = answer.files.get("png")
+    if picture and os.stat(picture).st_size <= PICTURE:
+        data = base64.b64encode(Path(picture).read_bytes()).decode()
         content.append(ImageContent(type="image", data=data, mime_type="image/png"))
     return CallToolResult(content=content, structured_content=answer.model_dump())
 
