@@ -385,6 +385,29 @@ def test_a_picture_comes_along_and_a_huge_one_is_only_named(
     anyio.run(play)
 
 
+LS = """\
+import json
+url = {"service": "web", "guest": 80, "host": 8080, "url": "http://localhost:8080", "open": True}
+vm = {"name": "wt-a", "worktree": "/w/a", "branch": "a", "repository": "shop", "state": "running",
+      "working": False, "health": "healthy", "urls": [url], "memory_bytes": 1, "disk_bytes": 2,
+      "used_at": 3.5, "orphan": "", "stages": [{"name": "apt"}] * 9}
+print(json.dumps({"schema": "vmoat.ls/1", "vms": [vm] * 20}))
+"""
+
+
+def test_ls_says_what_an_agent_needs_of_each_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", LS, *words])
+
+    async def play() -> None:
+        async with Client(Server()) as client:
+            answer = (await client.call_tool("ls")).structured_content
+            assert len(answer["vms"]) == 20
+            assert answer["vms"][0]["urls"][0]["url"] == "http://localhost:8080"
+            assert "stages" not in answer["vms"][0]
+
+    anyio.run(play)
+
+
 def test_without_the_sdk_it_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,8 +111,45 @@ class Down(Answer):
     message: str
 
 
+class FleetUrl(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    service: str
+    guest: int
+    url: str
+    open: bool
+    """It leads there now."""
+
+
+class FleetVm(BaseModel):
+    """One VM.  What `ls` knows besides (each stage's history, CPU) is left out: with twenty VMs
+    it would fill an agent's context.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: str
+    worktree: str
+    branch: str
+    repository: str
+    state: str
+    working: bool
+    """Whether an `up` is at work."""
+    health: str
+    """healthy, unhealthy or unknown."""
+    urls: list[FleetUrl]
+    memory_bytes: int
+    disk_bytes: int
+    used_at: float
+    """Unix time; 0 for never."""
+    orphan: str
+    """Why it is nobody's any more."""
+
+
 class Fleet(Answer):
-    """Every VM of this machine."""
+    """Every VM of this user on this machine."""
+
+    vms: list[FleetVm]
 
 
 class Error(Answer):

@@ -218,7 +218,7 @@ async def down(ctx: Ctx, place: Place, worktree: Worktree = "") -> Down:
 
 
 async def ls(ctx: Ctx) -> Fleet:
-    """Every worktree's VM on this machine: state, health, URLs, memory, disk, idle since."""
+    """Every worktree's VM on this machine: state, health, URLs, memory, disk, last use."""
     return Fleet.model_validate(calls.document(await calls.run(["ls", "--json"])))
 
 
