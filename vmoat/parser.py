@@ -250,6 +250,8 @@ COMMANDS = (
             _JSON,
         ),
     ),
+    Command("mcp", "mcp", "serve these commands as tools to an agent's client (MCP on stdio)",
+            function="serve"),
     Command(
         "demo", "demo", "show it all in a throwaway repository",
         (arg("--keep", action="store_true", help="leave the repository and its VM"),

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, cast
@@ -49,6 +50,11 @@ def paste(argv: Argv, cwd: str | os.PathLike[str] | None = None) -> str:
     """The command as a line for a shell."""
     line = shlex.join(os.fspath(word) for word in argv)
     return f"cd {shlex.quote(os.fspath(cwd))} && {line}" if cwd else line
+
+
+def own_argv(*words: str) -> list[str]:
+    """This vmoat's own command line.  -P: a vmoat/ in some folder must not be taken for us."""
+    return [sys.executable, "-P", "-m", "vmoat", *words]
 
 
 def which(name: str) -> str | None:

@@ -40,7 +40,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from vmoat import context, drivers, localfolders, paths, watch
+from vmoat import context, drivers, localfolders, paths, proc, watch
 from vmoat.companion import idleness
 from vmoat.companion import process as companion_process
 from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
@@ -272,7 +272,12 @@ class FakeGuest:
 
     def exec(self, words: Any, *, tty: bool = False, **options: Any) -> int:
         line = words[0] if len(words) == 1 else shlex.join(words)
-        return subprocess.run(["sh", "-c", line], cwd=self.worktree).returncode
+        process = subprocess.Popen(["sh", "-c", line], cwd=self.worktree)
+        # As in the guest: a signal is the command's.
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        rc = process.wait()
+        signal.signal(signal.SIGTERM, before)
+        return rc if rc >= 0 else 128 - rc
 
     # forwards: host port -> guest port
 
@@ -334,6 +339,7 @@ def install(patch: Any = setattr) -> None:
     patch(context, "open_guest", FakeGuest)
     patch(Stage, "run", _dying_run)
     patch(StageStore, "save", _dying_save)
+    patch(proc, "own_argv", lambda *words: [sys.executable, __file__, *words])
     patch(
         watch,
         "worker_argv",

@@ -70,11 +70,10 @@ class Player:
         self, words: Sequence[str], stdout: int, stderr: int = 2
     ) -> subprocess.Popen[bytes]:
         stdin = 0 if self.out.interactive else subprocess.DEVNULL
-        # -P: the demo's folder must not be where Python looks for modules first.
-        argv = [sys.executable, "-P", "-m", "vmoat", *words]
         return proc.spawn(
-            argv, cwd=self.place.worktree, stdin=stdin, stdout=stdout, stderr=stderr, detach=False
-        )
+            proc.own_argv(*words), cwd=self.place.worktree, stdin=stdin, stdout=stdout,
+            stderr=stderr, detach=False,
+        )  # fmt: skip
 
 
 def _exit_code(code: int) -> int:

@@ -1,0 +1,418 @@
+"""`vmoat mcp`, spoken to by the official SDK's own client over stdio."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import fakes
+import pytest
+from conftest import World
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp_types import ListRootsResult, Root
+
+from vmoat import cli, proc
+from vmoat.errors import VmoatError
+from vmoat.mcpserver import calls, tools
+from vmoat.mcpserver.progress import Progress
+from vmoat.mcpserver.server import Server
+from vmoat.output import Output
+
+TOOLS = ["plan", "up", "wait", "status", "test", "exec", "logs", "tunnel", "shot", "down", "ls"]
+
+
+@pytest.fixture(params=["legacy", "auto"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """The handshake of 2025 and before, and the protocol of 2026 without one."""
+    return str(request.param)
+
+
+@contextlib.asynccontextmanager
+async def session(world: World, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
+    """A client and its server in the worktree."""
+    command, *words = world.argv(*options.pop("words", ()), "mcp")
+    server = StdioServerParameters(
+        command=command, args=words, env=dict(os.environ), cwd=options.pop("cwd", world.tree)
+    )
+    async with Client(stdio_client(server), mode=mode, **options) as client:
+        yield client
+
+
+def ask(world: World, tool: str, mode: str = "auto", **arguments: Any) -> Any:
+    """One call in a session of its own."""
+
+    async def call() -> Any:
+        async with session(world, mode) as client:
+            return await client.call_tool(tool, arguments)
+
+    return anyio.run(call)
+
+
+def test_a_whole_session(world: World, mode: str) -> None:
+    """Initialise, list, up with progress, a failing test with its exit code, down."""
+    world.context()
+    told: list[tuple[float, str | None]] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, message))
+
+    async def play() -> None:
+        async with session(world, mode) as client:
+            listed = (await client.list_tools()).tools
+            assert [tool.name for tool in listed] == TOOLS
+            assert all(tool.output_schema and tool.description for tool in listed)
+
+            plan = await client.call_tool("plan")
+            assert {s["stage"] for s in plan.structured_content["stages"] if s["runs"]} >= {"vm"}
+
+            up = await client.call_tool("up", progress_callback=hear)
+            assert not up.is_error
+            assert up.structured_content["done"] is True
+            done = [s["stage"] for s in up.structured_content["stages"] if s["outcome"] == "done"]
+            assert done == ["image", "vm", "apt", "seed", "script", "gen", "stack"]
+
+            config = world.tree / "vmoat.toml"
+            config.write_text(config.read_text().replace("echo tests", "sh fails.sh"))
+            (world.tree / "fails.sh").write_text('echo "2 of $1 failed"; echo bad >&2; exit 7\n')
+            failing = await client.call_tool("test", {"arguments": ["it's 3"]})
+            assert not failing.is_error, "a test that fails is an answer"
+            assert failing.structured_content["exit_code"] == 7
+            assert failing.structured_content["stdout"] == "2 of it's 3 failed\n"
+            assert failing.structured_content["stderr"].endswith("bad\n")
+
+            status = await client.call_tool("status")
+            assert status.structured_content["state"] == "running"
+            down = await client.call_tool("down")
+            assert "stopped" in down.structured_content["message"]
+
+    anyio.run(play)
+    assert "stop" in world.ran()
+    messages = [message for _, message in told]
+    assert any("▸ vm: " in str(message) for message in messages)
+    assert any("✓ stack" in str(message) for message in messages)
+    assert [at for at, _ in told] == sorted({at for at, _ in told}), "progress grows"
+
+
+def test_an_error_has_message_hint_and_exit_code(world: World) -> None:
+    refused = ask(world, "exec", command="true")
+    assert refused.is_error
+    assert refused.structured_content["exit_code"] == 125
+    assert refused.structured_content["message"] == "the VM wt-tree is absent"
+    assert refused.structured_content["hint"] == "`vmoat up` starts it"
+    assert "→ `vmoat up` starts it" in refused.content[0].text
+
+
+def test_a_failed_stage_is_a_tool_error_with_its_last_lines(world: World) -> None:
+    world.context()
+    world.set("fail-script", "3")
+    failed = ask(world, "up")
+    assert failed.is_error
+    assert failed.structured_content["exit_code"] == 1
+    assert "script" in failed.structured_content["message"]
+    assert "script" in failed.structured_content["details"], "what the command said"
+    again = ask(world, "wait")
+    assert again.is_error
+    assert again.structured_content == failed.structured_content
+
+
+def test_the_commands_own_125_is_no_error(world: World) -> None:
+    assert world.work() == 0
+    assert ask(world, "exec", command="exit 125").structured_content["exit_code"] == 125
+
+
+def test_up_returns_in_time_and_wait_follows(world: World) -> None:
+    world.context()
+    world.set("slow", "0.7")
+
+    async def play() -> None:
+        async with session(world) as client:
+            first = (await client.call_tool("up", {"wait_seconds": 0.5})).structured_content
+            assert first["done"] is False
+            assert "`vmoat wait` follows it" in first["message"]
+            assert [s["outcome"] for s in first["stages"]][-1] == "running"
+            rest = (await client.call_tool("wait", {"wait_seconds": 30})).structured_content
+            assert rest["done"] is True
+
+    anyio.run(play)
+    assert world.reasons() == {}
+
+
+async def until(what: Callable[[], Any], limit: float = 15) -> None:
+    with anyio.fail_after(limit):
+        while not what():
+            await anyio.sleep(0.05)
+
+
+def test_a_cancelled_up_goes_on(world: World, mode: str) -> None:
+    world.context()
+    world.set("slow", "0.5")
+
+    async def play() -> None:
+        async with session(world, mode) as client, anyio.create_task_group() as group:
+            group.start_soon(client.call_tool, "up")
+            await until(lambda: "apt" in world.ran())
+            group.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                status = await client.call_tool("status")
+                assert status.structured_content["working"] is True, "the server lives, so does it"
+                rest = await client.call_tool("wait", {"wait_seconds": 30})
+                assert rest.structured_content["done"] is True
+
+    anyio.run(play)
+    assert world.reasons() == {}
+
+
+WAITS = "echo $PPID >pid; exec sleep 97"
+"""A command in the guest (here: a child of `vmoat exec`), which says whose child it is."""
+
+
+def gone(file: Path) -> bool:
+    """Whether the `vmoat exec` that wrote its pid has ended."""
+    return not Path(f"/proc/{file.read_text().strip()}").exists()
+
+
+def started(file: Path) -> bool:
+    return bool(fakes.text(file))
+
+
+def test_cancelling_exec_ends_it(world: World, mode: str) -> None:
+    assert world.work() == 0
+    file = world.tree / "pid"
+
+    async def play() -> None:
+        async with session(world, mode) as client:
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.call_tool, "exec", {"command": WAITS})
+                await until(lambda: started(file))
+                group.cancel_scope.cancel()
+            await until(lambda: gone(file))
+            after = await client.call_tool("exec", {"command": "echo well"})
+            assert after.structured_content["stdout"] == "well\n"
+
+    anyio.run(play)
+
+
+def test_a_command_is_ended_at_its_time_limit(world: World) -> None:
+    assert world.work() == 0
+    ended = ask(world, "exec", command="echo began; exec sleep 97", timeout=1.5)
+    assert ended.structured_content["timed_out"] is True
+    assert ended.structured_content["exit_code"] == 128 + signal.SIGTERM
+    assert ended.structured_content["stdout"] == "began\n"
+
+
+@pytest.mark.parametrize("how", ["end of stdin", "SIGKILL", "SIGTERM"])
+def test_the_server_takes_what_watches_with_it_and_leaves_the_work(world: World, how: str) -> None:
+    assert world.work() == 0
+    world.set("slow", "1")
+    file = world.tree / "pid"
+    with subprocess.Popen(
+        world.argv("mcp"), cwd=world.tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for number, (tool, arguments) in enumerate(
+            [("exec", {"command": WAITS}), ("up", {"force": "gen"})], 1
+        ):
+            server.stdin.write(call(number, tool, arguments))
+            server.stdin.flush()
+        anyio.run(until, lambda: started(file) and world.ran().count("gen") == 2)
+        if how == "end of stdin":
+            server.stdin.close()
+        else:
+            server.send_signal(getattr(signal, how))
+        anyio.run(until, lambda: gone(file))
+        assert server.wait(15) == {"end of stdin": 0}.get(how, -getattr(signal, how, 0))
+    assert world.vmoat("wait").returncode == 0
+    assert world.reasons() == {}
+
+
+def call(number: int, tool: str, arguments: dict[str, Any]) -> str:
+    """A request of the protocol of 2026, which needs no handshake."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": tool, "arguments": arguments, "_meta": meta}
+    row = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+    return json.dumps(row) + "\n"
+
+
+def test_which_worktree_a_call_means(world: World, mode: str, tmp_path: Path) -> None:
+    """The tool's own word, then the server's, then the client's root, then where the server is."""
+    roots = [Root(uri=world.tree.as_uri()), Root(uri=world.repo.as_uri())]
+
+    async def tell(*_: Any) -> ListRootsResult:
+        return ListRootsResult(roots=roots)
+
+    async def branch(arguments: dict[str, Any], **options: Any) -> str:
+        async with session(world, mode, **options) as client:
+            answer = await client.call_tool("status", arguments)
+            return str((answer.structured_content or {}).get("branch", answer.structured_content))
+
+    async def play() -> None:
+        home = {"cwd": tmp_path, "list_roots_callback": tell}
+        named = {**home, "words": ("-C", str(world.repo))}
+        assert await branch({"worktree": str(world.repo)}, **home) == "main"
+        assert await branch({}, **named) == "main"
+        assert await branch({}, **home) == "work"
+        assert await branch({}) == "work"
+        assert "not inside a git" in await branch({}, cwd=tmp_path)
+
+    anyio.run(play)
+
+
+def test_output_is_bounded_and_says_so(world: World) -> None:
+    assert world.work() == 0
+
+    async def play() -> None:
+        async with session(world) as client:
+            lines = await client.call_tool("exec", {"command": "seq 20000", "tail": 2})
+            assert lines.structured_content["stdout"] == "19999\n20000\n"
+            assert lines.structured_content["stdout_dropped"] == 108894 - 12
+            line = {"command": "head -c 9000000 /dev/zero | tr '\\0' x"}
+            one = await client.call_tool("exec", line)
+            assert one.structured_content["stdout"] == "x" * tools.CHARACTERS
+            assert one.structured_content["stdout_dropped"] == 9000000 - tools.CHARACTERS
+
+    anyio.run(play)
+
+
+def test_arguments_are_no_options(world: World) -> None:
+    """What a model writes into an argument changes nothing but that argument."""
+    assert ask(world, "plan", stages=["--json"]).structured_content["exit_code"] == 2
+    assert ask(world, "tunnel", ports=["--open"]).is_error
+    assert ask(world, "status", worktree="--help").is_error
+    assert "absent" in ask(world, "status").structured_content["state"]
+
+
+@pytest.mark.parametrize("details", [(), ("the last line", "  and an indented one")])
+@pytest.mark.parametrize("hint", ["", "`vmoat up` starts it"])
+def test_errors_are_read_back_as_they_were_printed(hint: str, details: tuple[str, ...]) -> None:
+    said = io.StringIO()
+    out = Output(io.StringIO(), said)
+    out.say("a story before it")
+    out.error(VmoatError("it is broken", hint=hint, details=details, code=5))
+    ended = calls.Ended(("up",), 5, calls.Tail(), calls.Tail())
+    ended.err.add(said.getvalue().encode())
+    error = calls.failure(ended)
+    assert (error.message, error.hint, error.details) == ("it is broken", hint, details)
+    assert error.exit_code == 5
+
+
+def test_a_child_that_dies_of_itself_is_told_with_its_last_lines() -> None:
+    ended = calls.Ended(("status", "--json"), 139, calls.Tail(), calls.Tail())
+    ended.err.add(b"Segmentation fault\n")
+    with pytest.raises(calls.CommandError) as caught:
+        calls.document(ended)
+    assert caught.value.text().splitlines() == [
+        "`vmoat status --json` ended unexpectedly (exit code 139)", "    Segmentation fault",
+        "→ `vmoat doctor` checks this machine",
+    ]  # fmt: skip
+
+
+def test_a_tail_keeps_the_end_and_counts_the_rest() -> None:
+    tail = calls.Tail(limit=10)
+    for _ in range(1000):
+        tail.add(b"0123456")
+    assert tail.text() == "4560123456"
+    assert tail.dropped == 7000 - 10
+
+
+def test_a_silent_call_says_that_it_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmoat.mcpserver.progress.PACE", 0.01)
+    monkeypatch.setattr("vmoat.mcpserver.progress.SILENCE", 0.1)
+    told: list[str] = []
+
+    async def report(seconds: float, text: str) -> None:
+        told.append(text)
+
+    async def play() -> None:
+        progress = Progress(report)
+        async with progress.running():
+            progress.story("[vmoat] ▸ apt: never run")
+            progress.output("one\x1b[2J")
+            progress.output("two")
+            await until(lambda: len(told) > 3)
+
+    anyio.run(play)
+    assert told[:2] == ["▸ apt: never run", "two"], "of the output the newest line"
+    assert told[2].startswith("still at it after ")
+    assert told[2].endswith(": two")
+
+
+PAGE = """\
+import json, sys
+words = sys.argv[1:]
+assert words[-4:] == ["shot", "--json", "--full", "--"] or words[-1] == "web", words
+with open("page.png", "wb") as file:
+    file.write(b"\\x89PNG" + bytes(3 * 2**20 if words[-1] == "web" else 0))
+print(json.dumps({"schema": "vmoat.shot/1", "ok": False, "errors": [{"text": "boom"}],
+                  "files": {"png": file.name, "json": "page.json"}}))
+sys.exit(1)
+"""
+"""`vmoat shot` with a browser that shows a page with an error; a huge one of the service web."""
+
+
+def test_a_picture_comes_along_and_a_huge_one_is_only_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", PAGE, *words])
+
+    async def play() -> None:
+        async with Client(Server()) as client:
+            seen = await client.call_tool("shot", {"full": True})
+            assert not seen.is_error, "a page with errors is an answer"
+            assert seen.structured_content["exit_code"] == 1
+            assert seen.structured_content["errors"] == [{"text": "boom"}]
+            text, picture = seen.content
+            assert json.loads(text.text) == seen.structured_content
+            assert base64.b64decode(picture.data) == b"\x89PNG"
+            assert len((await client.call_tool("shot", {"page": "web"})).content) == 1
+
+    anyio.run(play)
+
+
+LS = """\
+import json
+url = {"service": "web", "guest": 80, "host": 8080, "url": "http://localhost:8080", "open": True}
+vm = {"name": "wt-a", "worktree": "/w/a", "branch": "a", "repository": "shop", "state": "running",
+      "working": False, "health": "healthy", "urls": [url], "memory_bytes": 1, "disk_bytes": 2,
+      "used_at": 3.5, "orphan": "", "stages": [{"name": "apt"}] * 9}
+print(json.dumps({"schema": "vmoat.ls/1", "vms": [vm] * 20}))
+"""
+
+
+def test_ls_says_what_an_agent_needs_of_each_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", LS, *words])
+
+    async def play() -> None:
+        async with Client(Server()) as client:
+            answer = (await client.call_tool("ls")).structured_content
+            assert len(answer["vms"]) == 20
+            assert answer["vms"][0]["urls"][0]["url"] == "http://localhost:8080"
+            assert "stages" not in answer["vms"][0]
+
+    anyio.run(play)
+
+
+def test_without_the_sdk_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [n for n in sys.modules if n.partition(".")[0] == "mcp" or "mcpserver" in n]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    assert cli.main(["mcp"]) == 4
+    assert "pip install 'vmoat[mcp]'" in capsys.readouterr().err

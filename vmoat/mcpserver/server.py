@@ -1,0 +1,71 @@
+"""The server: the tools under one name, and how their errors look to a client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+
+from vmoat import __version__
+from vmoat.mcpserver import tools
+from vmoat.mcpserver.calls import CommandError
+from vmoat.mcpserver.results import Error
+
+INSTRUCTIONS = """\
+vmoat gives every git worktree its own VM: own kernel, own Docker daemon, stock ports.
+Never start the project's stack on the host: `up` brings it up, healthy, in the worktree's VM.
+`up` and `wait` return after `wait_seconds`; while `done` is false, call `wait` again.
+Then `test`, `exec`, `logs`, and `tunnel` or `shot` for its pages. `down` when you are through:
+the disks stay, and the next `up` is quick. `plan` says beforehand what `up` would do and why.
+An error has a hint: follow it.
+"""
+
+
+class Server(MCPServer[Any]):
+    """``base`` are vmoat's words for the worktree that was named when the server was started."""
+
+    def __init__(self, base: Sequence[str] = ()) -> None:
+        super().__init__(
+            "vmoat", title="vmoat", instructions=INSTRUCTIONS, version=__version__,
+            log_level="WARNING", subscriptions=False,
+        )  # fmt: skip
+        self.base = tuple(base)
+        for entry in tools.TOOLS:
+            self.add_tool(
+                entry.call, name=entry.name, title=entry.title, description=entry.description,
+                annotations=ToolAnnotations(
+                    read_only_hint=entry.reads, destructive_hint=entry.destroys,
+                    idempotent_hint=entry.repeatable, open_world_hint=False,
+                ),
+            )  # fmt: skip
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+        """A command that failed is a tool error with its words, hint and exit code."""
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if isinstance(error.__cause__, CommandError):
+                return failed(error.__cause__)
+            raise
+
+
+def failed(error: CommandError) -> CallToolResult:
+    """The tool error of a command that failed."""
+    answer = Error(
+        message=error.message, hint=error.hint, exit_code=error.exit_code,
+        details=list(error.details),
+    )  # fmt: skip
+    return CallToolResult(
+        content=[TextContent(type="text", text=error.text())],
+        structured_content=answer.model_dump(),
+        is_error=True,
+    )
+
+
+def serve(base: Sequence[str] = ()) -> None:
+    """Speak MCP on stdin and stdout until stdin ends."""
+    anyio.run(Server(base).run_stdio_async)
