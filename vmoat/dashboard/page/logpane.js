@@ -6,6 +6,8 @@ import { plural, timeOfDay } from "./format.js";
 const SOURCES = [["stages", "Stages"], ["stack", "Stack"], ["test", "Test"], ["console", "Console"]];
 const MOST = 5000; // lines that are kept
 
+const cardOf = (key) => document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+
 export class LogPane {
   constructor(render, reconnect) {
     this.render = render;
@@ -27,11 +29,15 @@ export class LogPane {
     [this.key, this.source] = [key, source];
     this.clear();
     this.reconnect();
-    requestAnimationFrame(() => document.querySelector(".logs [aria-selected=true]")?.focus());
+    requestAnimationFrame(() => {
+      // The pane takes the lower part of the window: the card must not be below it.
+      cardOf(key)?.scrollIntoView({ block: "nearest" });
+      document.querySelector(".logs [aria-selected=true]")?.focus();
+    });
   }
 
   close() {
-    const opener = document.querySelector(`[data-key="${CSS.escape(this.key)}"] [data-verb=logs]`);
+    const opener = cardOf(this.key)?.querySelector("[data-verb=logs]");
     this.key = "";
     this.clear();
     this.reconnect();
