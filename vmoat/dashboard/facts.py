@@ -74,7 +74,7 @@ class Facts:
             "memory_size": row.memory_size_bytes,
             "disk": row.disk_bytes,
             "used_at": int(row.used_at),
-            "gone": row.orphan or row.left,
+            "gone": f"{row.orphan} → `vmoat gc`" if row.orphan else row.left,
             "stages": [dict(stage) for stage in timeline.stages.values()],
             "run": dict(timeline.run),
         }

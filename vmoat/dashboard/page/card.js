@@ -18,7 +18,7 @@ export function card(vm, ui) {
       <span class="pill ${status.tone}" data-status><i></i>${status.word}</span>
       <p class="where">${place(vm)}</p>
     </header>
-    ${vm.gone ? html`<p class="note warn">${vm.gone}</p>` : nothing}
+    ${vm.gone ? html`<p class="note warn">${ticked(vm.gone)}</p>` : nothing}
     ${vm.reasons.map((reason) => html`<p class="note bad">${reason}</p>`)}
     ${failed(vm) ? failure(vm.run) : nothing}
     ${vm.stages.length ? stages(vm, ui) : nothing}
