@@ -73,7 +73,13 @@ def _run(words: list[str]) -> int:
 
             proc.set_echo(out.call)
         module = __import__(f"vmoat.commands.{args.command.module}", fromlist=["*"])
-        code = int(getattr(module, args.command.target)(args, out))
+        run = getattr(module, args.command.target)
+        if len(args.branches or ()) > 1:
+            from vmoat.commands.several import each
+
+            code = each(run, args, out)
+        else:
+            code = int(run(args, out))
         out.stdout.flush()
         return code
     except BrokenPipeError:

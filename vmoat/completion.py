@@ -101,6 +101,7 @@ class Question:
     def __init__(self, prefix: str, args: argparse.Namespace) -> None:
         self.prefix = prefix
         self.args = args
+        args.branch = (getattr(args, "branches", None) or [None])[0]
 
     def context(self) -> Context:
         from vmoat.commands import context

@@ -44,6 +44,11 @@ class Command:
 
     __slots__ = ("args", "help", "module", "name", "rest", "target")
 
+    @property
+    def several(self) -> bool:
+        """Whether it takes several worktrees."""
+        return self.name in ("up", "down", "status", "provision")
+
     def __init__(
         self,
         name: str,
@@ -72,8 +77,8 @@ def seconds(text: str) -> float:
 COMMON = (
     arg("-C", dest="path", metavar="PATH", completes="folders",
         help="act on the worktree at PATH"),
-    arg("-w", dest="branch", metavar="BRANCH", completes="branches",
-        help="act on the worktree of BRANCH"),
+    arg("-w", dest="branches", action="append", metavar="BRANCH", completes="branches",
+        help="act on the worktree of BRANCH; `up`, `down`, `status` take several"),
     arg("-v", dest="verbose", action="store_true", help="show each program call, ready to paste"),
 )  # fmt: skip
 _JSON = arg("--json", action="store_true", help="answer in JSON")
@@ -174,13 +179,25 @@ COMMANDS = (
         ),
     ),
     Command("down", "lifecycle",
-            "stop the stack (and an `up` at work), power the VM off; its disks stay"),
+            "stop the stack (and an `up` at work), power the VM off; its disks stay",
+            (arg("--all", action="store_true", help="every VM of yours that runs"),)),
     Command(
         "destroy", "lifecycle", "remove the VM and every byte of it",
         (
             arg("name", nargs="?", metavar="NAME", completes="vms",
                 help="a VM by name, whose worktree is gone"),
             arg("-f", "--force", action="store_true", help="do not ask"),
+        ),
+    ),
+    Command("ls", "fleet", "every VM of yours: worktree, state, health, URLs, load, idle since",
+            (_JSON,)),
+    Command("top", "fleet", "the same, live; q quits"),
+    Command(
+        "gc", "fleet", "remove VMs whose worktree is gone, and what others left behind",
+        (
+            arg("--dry-run", action="store_true", help="only say what would be removed, and why"),
+            arg("--quiet", action="store_true", help="say only what was done"),
+            _JSON,
         ),
     ),
     Command("name", "inspect", "print the VM's name"),
@@ -255,11 +272,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     space = space or parser_of(command).parse_args([*before, *rest])
     space.command = command
     space.asked = asked
+    space.branch = one_branch(command, space.branches or [])
     if command.rest:
         space.rest = passed
         if getattr(space, "help", False):
             return parse(["help", name])
     return space
+
+
+def one_branch(command: Command, branches: Sequence[str]) -> str | None:
+    """The worktree that is named; the first of several where the command takes these."""
+    if len(branches) > 1 and not command.several:
+        raise VmoatError(f"`{command.name}` takes one -w", code=Code.USAGE)
+    return branches[0] if branches else None
 
 
 class Bare:

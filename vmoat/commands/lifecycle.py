@@ -245,6 +245,10 @@ def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
 
 def down(args: argparse.Namespace, out: Output) -> int:
     """CMD_DOWN, power off; the disks stay."""
+    if args.all:
+        from vmoat.commands.several import down_all
+
+        return down_all(down, args, out)
     ctx = context(args, claim=False, tolerant=True)
     for text in ctx.settings.warnings:
         out.warn(text)

@@ -94,6 +94,7 @@ class Settings:
     cache_enabled: bool
     cache_size: int
     cache_registries: tuple[str, ...]
+    gc_grace: str
     stages: tuple[UserStage, ...]
     origins: Mapping[str, Origin]
     warnings: tuple[str, ...]

@@ -11,7 +11,7 @@ from typing import Literal
 
 Kind = Literal[
     "str", "bool", "int", "url", "path", "choice", "name", "apt", "seeds", "globs", "ports",
-    "shares", "args", "folders", "registries", "endpoints",
+    "shares", "args", "folders", "registries", "endpoints", "duration", "portion",
 ]  # fmt: skip
 
 LISTS: frozenset[str] = frozenset(
@@ -400,6 +400,15 @@ SETTINGS: tuple[Setting, ...] = (
         widens=True,
         example=("127.0.0.1:5001",),
     ),
+    Setting(
+        "gc.grace",
+        "duration",
+        "72h",
+        "How long `vmoat gc` keeps a VM whose worktree was removed, stopped, where it has named "
+        "Docker volumes or may have some.",
+        widens=True,
+        example="72h",
+    ),
 )
 
 BY_KEY: dict[str, Setting] = {setting.key: setting for setting in SETTINGS}
@@ -427,6 +436,7 @@ SECTIONS: dict[str, str] = {
     "credentials": "Logins of the host",
     "image": "The guest image",
     "cache": "The cache of container images",
+    "gc": "What is left behind",
 }
 """First part of a key -> its heading."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from vmoat.config import amounts
 from vmoat.config.table import PROJECT_FILES, Setting
 
 Form = Literal["toml", "shell", "env", "flag"]
@@ -80,10 +81,13 @@ def show(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_MAY_BE_EMPTY = ("str", "choice", "name", "url", "path", "duration")
+
+
 def coerce(setting: Setting, raw: object, form: Form, home: str) -> object:
     """The typed value; None where an empty text means "not set".  Raises Bad."""
     if isinstance(raw, str) and form != "toml":
-        if not raw.strip() and setting.kind not in ("str", "choice", "name", "url", "path"):
+        if not raw.strip() and setting.kind not in _MAY_BE_EMPTY:
             return () if setting.is_list else None
         if not setting.is_list:
             return _scalar(setting, _from_text(setting, raw), home)
@@ -123,8 +127,13 @@ def _scalar(setting: Setting, raw: object, home: str) -> object:
         if not isinstance(raw, bool):
             raise Bad(f"must be true or false, not {show(raw)}")
         return raw
+    if setting.kind == "portion" and isinstance(raw, int) and not isinstance(raw, bool):
+        raw = show(raw)
     text = checked_text(raw)
     match setting.kind:
+        case "duration" | "portion":
+            if wanted := amounts.FAULTS[setting.kind](text):
+                raise Bad(f"must be {wanted}, not {show(text)}")
         case "choice":
             if text not in setting.choices:
                 known = ", ".join(f'"{choice}"' for choice in setting.choices if choice)

@@ -122,7 +122,7 @@ def delete(name: str) -> None:
         with homes.locked(place):
             _delete_adopted(place)
     else:
-        _delete_own(place)
+        delete_own(place)
     state = paths.vm_dir(name)
     for vm_id in {known.vm_id if known else "", paths.vm_id(name)} - {""}:
         remove(paths.runtime_dir(vm_id))
@@ -131,7 +131,7 @@ def delete(name: str) -> None:
         (state / entry).unlink(missing_ok=True)
 
 
-def _delete_own(place: Place) -> None:
+def delete_own(place: Place) -> None:
     """All of it lies in its home, the docker context included."""
     if not place.home.exists():
         return

@@ -1,0 +1,117 @@
+"""One command for several worktrees: ``up -w A -w B``, ``down -w A -w B``, ``down --all``."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vmoat import instance, watch
+from vmoat.commands import context
+from vmoat.errors import Code, VmoatError, as_error
+from vmoat.fleet import removal
+from vmoat.fleet.rows import Row, rows
+from vmoat.output import Output
+from vmoat.state import CANCEL_LIMIT, cancel_run, require_lock
+
+Run = Callable[[argparse.Namespace, Output], int]
+
+
+def each(run: Run, args: argparse.Namespace, out: Output) -> int:
+    """Run a command in one worktree after the other.
+
+    An `up` first starts the work in all of them, so that it goes on at once.  One that fails is
+    told and stops no other; the exit code is the first failure's.
+    """
+    branches = list(dict.fromkeys(args.branches))
+    todo = [(branch, _with(args, branch)) for branch in branches]
+    failures: dict[str, VmoatError] = {}
+    if args.command.name == "up" and not args.detach:
+        for branch, one in todo:
+            starts = _with(one, branch, detach=True)
+            _try(branch, functools.partial(run, starts, _silent()), failures)
+        todo = [(branch, one) for branch, one in todo if branch not in failures]
+    for number, (branch, one) in enumerate(todo):
+        if not getattr(args, "json", False):
+            out.say(f"--- {branch}")
+        _try(branch, functools.partial(run, one, out), failures)
+        error = failures.get(branch)
+        if error is not None and error.code == Code.INTERRUPTED:
+            _cancel(todo[number + 1 :])
+            break
+    return _end(failures, out)
+
+
+def _with(args: argparse.Namespace, branch: str, **more: object) -> argparse.Namespace:
+    one = copy.copy(args)
+    one.branch, one.branches = branch, [branch]
+    for name, value in more.items():
+        setattr(one, name, value)
+    return one
+
+
+def _silent() -> Output:
+    import io
+
+    return Output(io.StringIO(), io.StringIO())
+
+
+def _try(what: str, act: Callable[[], int], failures: dict[str, VmoatError]) -> None:
+    try:
+        code = act()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        failures[what] = as_error(error)
+        return
+    if code:
+        failures[what] = VmoatError(f"it ended with exit code {code}", code=code)
+
+
+def _cancel(todo: Iterable[tuple[str, argparse.Namespace]]) -> None:
+    """Ctrl-C at a terminal is meant for all of them."""
+    if not watch.at_terminal():
+        return
+    for _, one in todo:
+        cancel_run(context(one, claim=False, tolerant=True).instance.folder)
+
+
+def _end(failures: dict[str, VmoatError], out: Output) -> int:
+    for what, error in failures.items():
+        out.say(f"--- {what}")
+        out.error(error)
+    return next((error.code for error in failures.values()), int(Code.OK))
+
+
+def down_all(down: Run, args: argparse.Namespace, out: Output) -> int:
+    """Stop every VM of this user that runs; ``down`` is the command for one worktree."""
+    failures: dict[str, VmoatError] = {}
+    going = [row for row in rows() if row.up or row.state == "broken" or row.working]
+    for row in going:
+        if row.worktree_exists:
+            one = _with(args, "")
+            one.path, one.all = row.worktree, False
+            _try(row.name, functools.partial(down, one, out), failures)
+        else:
+            _try(row.name, functools.partial(_halt, row, out), failures)
+    if not going:
+        out.say("no VM runs")
+    return _end(failures, out)
+
+
+def _halt(row: Row, out: Output) -> int:
+    """Stop a VM whose worktree is not there to say how its stack is stopped."""
+    owner = instance.read_owner(row.name)
+    if owner is None:
+        return int(Code.OK)
+    mine = instance.Instance(row.name, owner.vm_id)
+    cancel_run(mine.folder)
+    lock = require_lock(mine.folder, "`down`", wait=CANCEL_LIMIT)
+    try:
+        removal.halt(mine, owner)
+    finally:
+        lock.free()
+    out.say(f"{row.name}: stopped; its worktree {Path(row.worktree)} is gone")
+    return int(Code.OK)

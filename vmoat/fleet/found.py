@@ -1,0 +1,93 @@
+"""One thing that was left behind, and the small tools to find and remove such."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One thing that was left behind."""
+
+    kind: str
+    """``disks``, ``home`` (Colima's), ``sockets``, ``process``, ``context``, ``image``, ``draft``
+    (something half made), ``lock``."""
+    name: str
+    """A path, a pid with its program, or a name."""
+    why: str
+    size: int
+    """Bytes that it takes on this machine."""
+    remove: Callable[[], None]
+    """Removes it, if it still is what it was; quiet where it is gone already."""
+    since: float = 0.0
+    """When it was last written (unix time), for what may hold volumes: kept for the grace from then
+    on.  0 for what holds none."""
+
+
+def locked_remover(thing: Path, lock: Path) -> Callable[[], None]:
+    """Removes while it holds the lock of whoever makes such things."""
+
+    def remove() -> None:
+        with try_lock(lock) as mine:
+            if not mine:
+                return
+            if thing.is_dir():
+                shutil.rmtree(thing, ignore_errors=True)
+            else:
+                thing.unlink(missing_ok=True)
+
+    return remove
+
+
+@contextlib.contextmanager
+def try_lock(file: Path) -> Iterator[bool]:
+    """Whether the lock is ours while this lasts; it is made for nobody, and never waited for."""
+    try:
+        fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield True  # nobody has ever taken it
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(fd)
+
+
+def is_free(file: Path) -> bool:
+    with try_lock(file) as mine:
+        return mine
+
+
+def folders(place: Path) -> list[Path]:
+    try:
+        return sorted(
+            Path(entry.path) for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False)
+        )
+    except OSError:
+        return []
+
+
+def newest(place: Path) -> float:
+    """When anything in a folder, or a file, was last written."""
+    newest = 0.0
+    for path in (place, *place.rglob("*")):
+        with contextlib.suppress(OSError):
+            newest = max(newest, path.lstat().st_mtime)
+    return newest
+
+
+def weight(place: Path) -> int:
+    total = 0
+    for path in (place, *place.rglob("*")):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_blocks * 512
+    return total

@@ -1,0 +1,80 @@
+"""Golden images that nobody needs any more, and what killed builds and imports left of some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from vmoat import paths
+from vmoat.drivers.qemu import disks
+from vmoat.fleet.found import Leftover, folders, is_free, locked_remover, newest, try_lock, weight
+
+DRAFT_SECONDS = 86_400.0
+"""An import that lasts longer was given up: its draft has no lock."""
+
+
+def find(*, current: str, before: float, going: Collection[str], now: float) -> Iterator[Leftover]:
+    """Images of other recipes than ``current`` that are older than ``before`` and that no disk
+    stands on, but for the disks of the VMs ``going``; drafts and locks that nobody holds.
+    """
+    if paths.images_dir().is_symlink():
+        return  # shared with another data folder, whose disks are not seen from here
+    yield from _images(current, before, going)
+    yield from _image_drafts(now)
+    yield from _image_locks(current)
+
+
+def _images(current: str, before: float, going: Collection[str]) -> Iterator[Leftover]:
+    """Images of other recipes that no disk stands on; a new one may be about to get its first."""
+    from vmoat.drivers.qemu import image
+
+    used = image_users(without=going)
+    for folder in folders(paths.images_dir()):
+        if folder.name.startswith(".") or folder.name in used or folder.name == current:
+            continue
+        if image.ready(folder.name) and newest(folder) <= before:
+            yield Leftover(
+                "image", folder.name, "it is of an older recipe, and no disk stands on it",
+                weight(folder), _image_remover(folder),
+            )  # fmt: skip
+
+
+def image_users(*, without: Collection[str] = ()) -> dict[str, list[str]]:
+    """Digest → ids of the VMs whose system disk is an overlay on it."""
+    found: dict[str, list[str]] = {}
+    for folder in folders(paths.data_home() / "disks"):
+        used = disks.read_record(folder).get("image")
+        if used and folder.name not in without:
+            found.setdefault(used, []).append(folder.name)
+    return found
+
+
+def _image_remover(folder: Path) -> Callable[[], None]:
+    def remove() -> None:
+        from vmoat.drivers.qemu import image
+
+        with try_lock(folder.with_name(f".{folder.name}.lock")) as mine:
+            if mine and folder.is_dir() and folder.name not in image_users():
+                image.remove(folder.name)
+
+    return remove
+
+
+def _image_drafts(now: float) -> Iterator[Leftover]:
+    for folder in paths.images_dir().glob(".*.draft"):
+        name = folder.name.split(".")[1]
+        lock = folder.with_name(f".{name}.lock")
+        stale = now - newest(folder) > DRAFT_SECONDS if name == "import" else is_free(lock)
+        if stale:
+            yield Leftover(
+                "draft", str(folder), "an image whose build or import was killed",
+                weight(folder), locked_remover(folder, lock),
+            )  # fmt: skip
+
+
+def _image_locks(current: str) -> Iterator[Leftover]:
+    for lock in paths.images_dir().glob(".*.lock"):
+        name = lock.name[1:].removesuffix(".lock")
+        some = (paths.images_dir() / name).exists() or any(lock.parent.glob(f".{name}.*.draft"))
+        if name != current and not some and is_free(lock):
+            yield Leftover("lock", str(lock), "its image is gone", 0, locked_remover(lock, lock))

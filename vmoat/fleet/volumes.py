@@ -1,0 +1,51 @@
+"""The named Docker volumes of a VM: what a person may miss when it is removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from vmoat.state import read_toml, write_toml
+
+RECORD = "volumes.toml"
+LIST = "docker volume ls -q"
+
+_ANONYMOUS = re.compile(r"[0-9a-f]{64}")
+"""dockerd's own name for a volume that nobody named."""
+
+
+def record(folder: Path, names: Iterable[str]) -> None:
+    """Write down what a VM has, as it is stopped; ``folder`` is its state folder."""
+    write_toml(folder / RECORD, {"names": list(names)})
+
+
+def recorded(folder: Path) -> tuple[str, ...]:
+    """Those that it had when it was stopped last; () also where nothing was recorded."""
+    return tuple(map(str, read_toml(folder / RECORD).get("names", ())))
+
+
+def known(folder: Path) -> tuple[str, ...] | None:
+    """The named ones of a VM that does not run; None where it may have others than are on record:
+    it has run since, and was not stopped by vmoat.
+    """
+    try:
+        at = (folder / RECORD).stat().st_mtime_ns
+    except OSError:
+        return None
+    runs = [folder / "stages.toml", *(folder / "runs").glob("*.ndjson")]
+    if any(_written(file) > at for file in runs):
+        return None
+    return named(recorded(folder))
+
+
+def named(names: Iterable[str]) -> tuple[str, ...]:
+    """Without those that dockerd named itself."""
+    return tuple(name for name in names if not _ANONYMOUS.fullmatch(name))
+
+
+def _written(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
