@@ -52,6 +52,7 @@ ORIGIN = {"origin": "http://127.0.0.1:7000"}
         # everything else: the cookie, from our own page
         ("GET", "/", MINE, Verdict.SERVE),
         ("GET", "/", {**MINE, "sec-fetch-site": "none"}, Verdict.SERVE),
+        ("GET", "/", {**HOST, "cookie": '{a}="b; c; vmoat-7000=S; d='}, Verdict.SERVE),
         ("GET", "/events", {**MINE, "sec-fetch-site": "same-origin"}, Verdict.SERVE),
         ("POST", "/act", {**MINE, **ORIGIN}, Verdict.SERVE),
         ("GET", "/", HOST, Verdict.REFUSE),
