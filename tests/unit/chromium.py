@@ -78,6 +78,27 @@ class Page:
     def picture(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
+    def exchanges(self, origin: str) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
+        """The headers that were sent to an origin and the status that came back, by path."""
+        self.js("1")
+        mine = [e for e in self._browser.events if e.get("sessionId") == self._session]
+        paths = {
+            event["params"]["requestId"]: event["params"]["request"]["url"].removeprefix(origin)
+            for event in mine
+            if event["method"] == "Network.requestWillBeSent"
+            and event["params"]["request"]["url"].startswith(origin + "/")
+        }
+        sent: dict[str, dict[str, str]] = {}
+        got: dict[str, int] = {}
+        for event in mine:
+            path = paths.get(event["params"].get("requestId", ""), "")
+            if path and event["method"] == "Network.requestWillBeSentExtraInfo":
+                headers = event["params"]["headers"].items()
+                sent[path] = {name.lower(): value for name, value in headers}
+            elif path and event["method"] == "Network.responseReceivedExtraInfo":
+                got[path] = event["params"]["statusCode"]
+        return sent, got
+
     def problems(self) -> list[str]:
         """Uncaught exceptions, console errors, refused or failed loads so far."""
         self.js("1")  # what came before this answer is in

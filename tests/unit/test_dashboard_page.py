@@ -190,10 +190,15 @@ def test_another_page_in_the_same_browser_gets_nothing(
     }})()"""
     with another_site("<!doctype html><body>mine") as url:
         stranger = chrome.page()
+        chrome.events.clear()
         stranger.open(url)
         stranger.until("document.body?.innerText === 'mine'")
         tries = json.loads(stranger.js(script))
+        sent, got = stranger.exchanges(target)
         stranger.open("about:blank")
+    assert served.gate.cookie_name in sent["/act"]["cookie"]  # or it would prove nothing
+    assert set(got.values()) == {403}
+    assert {"/events", "/", "/act", "/app.js"} <= set(got)
     assert tries == {
         "read": "refused", "blind": [0, 0, "opaque"], "act": [0, 0, "opaque"],
         "frame": "closed", "script": "refused",

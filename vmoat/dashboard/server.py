@@ -204,8 +204,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             with self.server.hub.watching():
-                for message in self._messages(source):
-                    self.wfile.write(message)
+                for chunk in self._messages(source):
+                    self.wfile.write(chunk)
         except OSError:
             pass  # the page is gone
         finally:
