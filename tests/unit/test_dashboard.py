@@ -24,6 +24,7 @@ from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.gate import Gate, Verdict
 from vmoat.dashboard.hub import Hub
+from vmoat.dashboard.logs import Followed
 from vmoat.dashboard.server import Dashboard
 from vmoat.dashboard.timeline import Timeline
 from vmoat.state import RunLog, VmLock
@@ -298,6 +299,22 @@ def test_a_half_line_and_anothers_events_are_passed_over(tmp_path: Path) -> None
         file.write('art", "stage": "vm", "reason": "r", "time": 1}\n')
     timeline.look()
     assert timeline.stages["vm"]["reason"] == "r"
+
+
+def test_a_followed_program_ends_when_nobody_looks_any_more(tmp_path: Path) -> None:
+    script = "echo $$ > pid; printf 'one\\n\\033[31mtwo\\033[0m\\n'; exec sleep 60"
+    source = Followed(["sh", "-c", f"cd {tmp_path}; {script}"])
+    lines: list[str] = []
+    deadline = time.monotonic() + 10
+    while len(lines) < 2 and time.monotonic() < deadline:
+        lines += [line["text"] for line in source.new()]
+        time.sleep(0.01)
+    assert lines == ["one", "two"]
+    source.close()
+    pid = int((tmp_path / "pid").read_text())
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 # the whole, on the fake machine

@@ -217,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
         # At once, even where the log is empty: the page clears what another one's lines left.
         yield message("lines", {"fresh": True, "lines": source.new() if source else []})
         yield message("history", hub.past())
-        sent, last = -1, time.monotonic()
+        sent, last = 0, time.monotonic()  # 0: nothing was looked at yet
         while not hub.over:
             if hub.version != sent:
                 sent, last = hub.version, time.monotonic()
