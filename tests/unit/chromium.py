@@ -24,7 +24,7 @@ import pytest
 PROGRAM = next((p for n in ("chromium", "google-chrome") if (p := shutil.which(n))), "")
 needed = pytest.mark.skipif(not PROGRAM, reason="no chromium on PATH")
 
-LIMIT = 30.0
+LIMIT = 60.0
 """Seconds for an answer or for the page to come to a state."""
 
 
