@@ -360,6 +360,33 @@ def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:
     assert again != url
 
 
+def test_the_browsers_arguments_hold_no_lasting_secret(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, told = homes / "browser", homes / "told"
+    script.write_text(f'#!/bin/sh\necho "$1" >{told}.new; mv {told}.new {told}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(script))
+    started = start_dashboard()
+    assert started.stdout is not None
+    url = started.stdout.readline().strip()
+    deadline = time.monotonic() + 20
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    opened = told.read_text().strip()
+    assert url.partition("token=")[2] not in opened
+    port = int(opened.split(":")[2].partition("/")[0])
+    answers = []
+    for _ in range(2):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", opened.partition(str(port))[2])
+        answers.append(connection.getresponse().status)
+        connection.close()
+    started.terminate()
+    started.communicate(timeout=20)
+    assert answers == [200, 403]
+
+
 def test_a_taken_port_that_was_asked_for_is_an_error(homes: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         asked = start_dashboard("--no-open", "--port", str(other.getsockname()[1]))

@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
 from vmoat.commands import start
-from vmoat.commands.ports import show
+from vmoat.commands.ports import browser_argv, show
 from vmoat.dashboard import record
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
@@ -85,7 +86,8 @@ def _tell(gate: Gate, pid: int, args: argparse.Namespace, out: Output) -> None:
         out.json({"schema": "vmoat.dashboard/1", "url": gate.url, "port": gate.port, "pid": pid})
     else:
         out.answer(gate.url)
-    if not args.no_open and not args.json:
+    wanted = not args.no_open and not args.json
+    if wanted and browser_argv(os.environ, sys.platform):  # else the URL above has to do
         show(gate.url_with(record.ticket()), out)
 
 
