@@ -201,6 +201,15 @@ COMMANDS = (
                 help="write everything into DIR, for a report"),
         ),
     ),
+    Command(
+        "dashboard", "dashboard", "every worktree on one local page: stages, logs, URLs, buttons",
+        (
+            arg("--no-open", action="store_true", help="do not open the browser"),
+            arg("--port", type=int, metavar="PORT",
+                help="listen there; else where the last one did, or on a free one"),
+            arg("--json", action="store_true", help="answer in JSON, and open no browser"),
+        ),
+    ),
     Command("down", "lifecycle",
             "stop the stack (and an `up` at work), power the VM off; its disks stay",
             (arg("--all", action="store_true", help="every VM of yours that runs"),)),

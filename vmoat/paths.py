@@ -98,6 +98,11 @@ def cache_authority_dir() -> Path:
     return state_home() / "image-cache-ca"
 
 
+def dashboard_dir() -> Path:
+    """What the dashboard that runs says of itself, for the next one; its lock."""
+    return state_home() / "dashboard"
+
+
 def runtime_home() -> Path:
     """The folder of all VMs' runtime folders; in ``/tmp`` it serves other state folders too."""
     folder = state_home() / "run"

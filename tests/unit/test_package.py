@@ -124,7 +124,9 @@ def wheel(built: Path) -> Path:
 def data_files() -> list[str]:
     """What is no Python file, by its path in the wheel."""
     found = ["vmoat/py.typed"]
-    for top, where in (("templates", "vmoat/templates"), ("vmoat/docs", "vmoat/docs")):
+    places = {"templates": "vmoat/templates", "vmoat/docs": "vmoat/docs"}
+    places["vmoat/dashboard/page"] = "vmoat/dashboard/page"
+    for top, where in places.items():
         for path in (ROOT / top).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
                 found.append(f"{where}/{path.relative_to(ROOT / top)}")

@@ -1,0 +1,395 @@
+"""The dashboard without a browser: who is answered, what is told, what a button runs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import World, git
+
+from vmoat import paths
+from vmoat.dashboard import record
+from vmoat.dashboard.actions import Actions
+from vmoat.dashboard.facts import Facts
+from vmoat.dashboard.gate import Gate, Verdict
+from vmoat.dashboard.hub import Hub
+from vmoat.dashboard.logs import Followed
+from vmoat.dashboard.server import Dashboard
+from vmoat.dashboard.timeline import Timeline
+from vmoat.state import RunLog, VmLock
+
+GATE = Gate(7000, redeem=lambda word: word == "once-good", token="T", session="S")
+HOST = {"host": "127.0.0.1:7000"}
+MINE = {**HOST, "cookie": "vmoat-7000=S"}
+ORIGIN = {"origin": "http://127.0.0.1:7000"}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "verdict"),
+    [
+        # the first page: the token, or a ticket, from a terminal or a link
+        ("GET", "/?token=T", HOST, Verdict.WELCOME),
+        ("GET", "/?token=once-good", HOST, Verdict.WELCOME),
+        ("GET", "/?token=T", {**HOST, "sec-fetch-site": "cross-site",
+                              "sec-fetch-dest": "document"}, Verdict.WELCOME),
+        ("GET", "/?token=T", {"host": "localhost:7000"}, Verdict.WELCOME),
+        ("GET", "/?token=wrong", HOST, Verdict.REFUSE),
+        ("GET", "/?token=", HOST, Verdict.REFUSE),
+        ("GET", "/?token=T&token=T", HOST, Verdict.REFUSE),
+        ("GET", "/?token=T", {**HOST, "sec-fetch-dest": "iframe"}, Verdict.REFUSE),
+        ("GET", "/?token=T", {**HOST, "origin": "https://example.org"}, Verdict.REFUSE),
+        ("POST", "/?token=T", HOST, Verdict.REFUSE),
+        # everything else: the cookie, from our own page
+        ("GET", "/", MINE, Verdict.SERVE),
+        ("GET", "/", {**MINE, "sec-fetch-site": "none"}, Verdict.SERVE),
+        ("GET", "/", {**HOST, "cookie": '{a}="b; c; vmoat-7000=S; d='}, Verdict.SERVE),
+        ("GET", "/events", {**MINE, "sec-fetch-site": "same-origin"}, Verdict.SERVE),
+        ("POST", "/act", {**MINE, **ORIGIN}, Verdict.SERVE),
+        ("GET", "/", HOST, Verdict.REFUSE),
+        ("GET", "/events", HOST, Verdict.REFUSE),
+        ("GET", "/events", {**HOST, "cookie": "vmoat-7000=T"}, Verdict.REFUSE),
+        ("GET", "/events", {**HOST, "cookie": "vmoat-7001=S"}, Verdict.REFUSE),
+        ("GET", "/events?token=T", HOST, Verdict.REFUSE),
+        # another site, another port of this one, a frame's null origin
+        ("GET", "/", {**MINE, "sec-fetch-site": "cross-site"}, Verdict.REFUSE),
+        ("GET", "/", {**MINE, "sec-fetch-site": "same-site"}, Verdict.REFUSE),
+        ("GET", "/events", {**MINE, "sec-fetch-site": "none"}, Verdict.REFUSE),
+        ("GET", "/events", {**MINE, "origin": "http://127.0.0.1:8080"}, Verdict.REFUSE),
+        ("GET", "/events", {**MINE, "origin": "null"}, Verdict.REFUSE),
+        ("POST", "/act", MINE, Verdict.REFUSE),
+        ("POST", "/act", {**MINE, "origin": "http://localhost:7000"}, Verdict.REFUSE),
+        # a name that was rebound to the loopback
+        ("GET", "/", {**MINE, "host": "evil.example:7000"}, Verdict.REFUSE),
+        ("GET", "/?token=T", {"host": "evil.example:7000"}, Verdict.REFUSE),
+        ("GET", "/", {**MINE, "host": "127.0.0.1"}, Verdict.REFUSE),
+        ("GET", "/", {**MINE, "host": "127.0.0.1:7001"}, Verdict.REFUSE),
+        ("GET", "/", {"cookie": "vmoat-7000=S"}, Verdict.REFUSE),
+        ("DELETE", "/", MINE, Verdict.REFUSE),
+        ("OPTIONS", "/act", {**MINE, **ORIGIN}, Verdict.REFUSE),
+    ],
+)  # fmt: skip
+def test_who_is_answered(
+    method: str, target: str, headers: dict[str, str], verdict: Verdict
+) -> None:
+    assert GATE.judge(method, target, headers) is verdict
+
+
+def test_a_ticket_opens_the_page_once_and_for_a_minute(homes: Path) -> None:
+    word = record.ticket()
+    assert [record.redeem(word), record.redeem(word)] == [True, False]
+    late = record.ticket()
+    os.utime(paths.dashboard_dir() / late, (time.time() - 61,) * 2)
+    assert not record.redeem(late)
+    assert not record.redeem("../state/running.json")
+    record.ticket()
+    record.sweep()
+    assert list(paths.dashboard_dir().iterdir()) == []
+
+
+# what a request gets over a real socket
+
+
+@pytest.fixture
+def served(homes: Path) -> Iterator[Dashboard]:
+    """A dashboard with one worktree, whose buttons do nothing."""
+    vm = {"key": "wt-a", "path": str(homes), "memory": 1, "disk": 2}
+    hub = Hub(lambda: [vm])
+    hub.look()
+    server = Dashboard(0, hub, Actions(lambda where, words: ["true"]), lambda key, name: None)
+    thread = threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(
+    server: Dashboard, method: str, target: str, body: Any = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    data = None if body is None else json.dumps(body)
+    connection.request(method, target, data, {n.replace("_", "-"): v for n, v in headers.items()})
+    answer = connection.getresponse()
+    found = answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+    connection.close()
+    return found
+
+
+def mine(server: Dashboard) -> dict[str, str]:
+    """The headers of a request from the page itself."""
+    gate = server.gate
+    return {
+        "Cookie": f"{gate.cookie_name}={gate.session}", "Sec_Fetch_Site": "same-origin",
+        "Origin": f"http://127.0.0.1:{gate.port}", "Content_Type": "application/json",
+    }  # fmt: skip
+
+
+def test_a_refusal_tells_nothing(served: Dashboard) -> None:
+    for target in ("/", "/?token=x", "/events", "/app.js", "/nothing"):
+        code, headers, body = ask(served, "GET", target)
+        assert (code, body) == (403, b"")
+        assert headers == {"content-length": "0", "connection": "close"}
+
+
+def test_what_is_no_http_gets_no_facts(served: Dashboard) -> None:
+    with socket.create_connection(("127.0.0.1", served.server_port), timeout=10) as client:
+        client.sendall(b"BREW /pot HTTP/1.1\r\n\r\n")
+        answer = client.makefile("rb").read()
+    assert answer.endswith(b"\r\n\r\n")
+    assert b"ython" not in answer
+
+
+def test_a_second_host_header_opens_nothing(served: Dashboard) -> None:
+    cookie = mine(served)["Cookie"]
+    lines = ["GET / HTTP/1.1", f"Host: 127.0.0.1:{served.server_port}", "Host: evil.example"]
+    with socket.create_connection(("127.0.0.1", served.server_port), timeout=10) as client:
+        client.sendall("\r\n".join([*lines, f"Cookie: {cookie}", "", ""]).encode())
+        assert client.makefile("rb").read().startswith(b"HTTP/1.1 403")
+
+
+def test_the_first_page_gives_the_cookie_and_goes_on(served: Dashboard) -> None:
+    code, headers, body = ask(served, "GET", f"/?token={served.gate.token}")
+    assert code == 200
+    assert "HttpOnly; SameSite=Strict" in headers["set-cookie"]
+    assert served.gate.token not in headers["set-cookie"]
+    assert b"url=/" in body
+    code, headers, body = ask(served, "GET", "/", Cookie=headers["set-cookie"].split(";")[0])
+    assert code == 200
+    assert b"app.js" in body
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+
+
+def test_only_the_pages_own_files_are_served(served: Dashboard) -> None:
+    for target in ("/../server.py", "/vendor/../../server.py", "//etc/passwd", "/vendor",
+                   "/vendor/lit-html/LICENSE", "/missing.js"):  # fmt: skip
+        assert ask(served, "GET", target, **mine(served))[0] == 404, target
+    assert ask(served, "GET", "/vendor/lit-html/lit-html.js", **mine(served))[0] == 200
+
+
+def test_a_button_runs_its_command_in_a_worktree_that_is_shown(served: Dashboard) -> None:
+    good = {"key": "wt-a", "verb": "up"}
+    assert ask(served, "POST", "/act", good, **mine(served))[0] == 200
+    deadline = time.monotonic() + 10
+    while served.actions.of("wt-a")["up"]["code"] is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert served.actions.of("wt-a")["up"]["code"] == 0
+    for bad in ({"key": "/etc", "verb": "up"}, {"key": "wt-a", "verb": "destroy"}, [], "x"):
+        assert ask(served, "POST", "/act", bad, **mine(served))[0] == 404
+    plain = {**mine(served), "Content_Type": "text/plain"}  # what a form could send
+    assert ask(served, "POST", "/act", good, **plain)[0] == 404
+    other = {**mine(served), "Origin": "http://127.0.0.1:8080"}
+    assert ask(served, "POST", "/act", good, **other)[0] == 403
+
+
+def test_the_stream_begins_with_all_there_is(served: Dashboard) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=10)
+    headers = {n.replace("_", "-"): v for n, v in mine(served).items()}
+    connection.request("GET", "/events", headers=headers)
+    answer = connection.getresponse()
+    assert answer.getheader("Content-Type") == "text/event-stream"
+    found: dict[str, Any] = {}
+    name = ""
+    while "fleet" not in found:
+        line = answer.readline().decode().rstrip()
+        if line.startswith("event: "):
+            name = line[7:]
+        elif line.startswith("data: "):
+            found[name] = json.loads(line[6:])
+    answer.close()
+    connection.close()
+    assert [vm["key"] for vm in found["fleet"]["vms"]] == ["wt-a"]
+    assert [point[1:] for point in found["history"]["wt-a"]] == [[1, 2]]
+
+
+def test_a_look_that_fails_is_told_and_keeps_what_was_known() -> None:
+    answers: list[Any] = [[{"key": "a", "memory": 0, "disk": 0}], OSError("no such folder")]
+
+    def look() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    hub = Hub(look)
+    hub.look()
+    before = hub.version
+    hub.look()
+    assert (hub.trouble, hub.vms[0]["key"]) == ("OSError: no such folder", "a")
+    assert hub.version > before
+
+
+# the stages
+
+
+def a_run(folder: Path, run_id: str) -> RunLog:
+    log = RunLog(folder, run_id)
+    log.open()
+    log.write("run_start", pid=os.getpid(), targets=[], force=[])
+    log.write("graph", stages=["vm", "apt", "stack"])
+    return log
+
+
+def test_the_stages_of_a_run_as_it_goes_on(tmp_path: Path) -> None:
+    lock = VmLock(tmp_path)
+    lock.take()
+    log, timeline = a_run(tmp_path, "one"), Timeline(tmp_path)
+    log.write("stage_start", stage="vm", reason="there is no VM yet")
+    log.write("line", text="making the system disk")
+    timeline.look()
+    states = {name: stage["state"] for name, stage in timeline.stages.items()}
+    assert states == {"vm": "running", "apt": "waiting", "stack": "waiting"}
+    assert timeline.stages["vm"]["reason"] == "there is no VM yet"
+    assert [(line["stage"], line["text"]) for line in timeline.lines] == [
+        ("", "vmoat up "), ("vm", "making the system disk")
+    ]  # fmt: skip
+    log.write("stage_end", stage="vm", outcome="done", seconds=20.9)
+    log.write("stage_start", stage="apt", reason="never run")
+    log.write("stage_end", stage="apt", outcome="failed", seconds=3.0)
+    end = {"code": 1, "message": "apt failed", "hint": "look", "details": ["E: no"]}
+    log.write("run_end", **end)
+    timeline.look()
+    assert timeline.stages["vm"]["seconds"] == 20.9
+    assert timeline.stages["apt"]["state"] == "failed"
+    assert {key: timeline.run[key] for key in end} == end
+    lock.free()
+
+
+def test_a_stage_that_still_holds_keeps_its_time_and_reason(tmp_path: Path) -> None:
+    first = a_run(tmp_path, "one")
+    first.write("stage_start", stage="apt", reason="never run")
+    first.write("stage_end", stage="apt", outcome="done", seconds=25.7)
+    first.write("run_end", code=0, message="", hint="", details=[])
+    second = a_run(tmp_path, "two")
+    second.write("stage_end", stage="apt", outcome="skipped", seconds=0.0)
+    second.write("run_end", code=0, message="", hint="", details=[])
+    timeline = Timeline(tmp_path)
+    timeline.look()
+    apt = timeline.stages["apt"]
+    assert (apt["state"], apt["reason"], apt["seconds"]) == ("done", "never run", 25.7)
+
+
+def test_a_killed_worker_leaves_no_stage_running(tmp_path: Path) -> None:
+    log, timeline = a_run(tmp_path, "one"), Timeline(tmp_path)
+    log.write("stage_start", stage="vm", reason="never run")
+    timeline.look()  # nobody holds the lock
+    assert timeline.stages["vm"]["state"] == "failed"
+    assert "killed" in timeline.run["message"]
+
+
+def test_a_half_line_and_anothers_events_are_passed_over(tmp_path: Path) -> None:
+    log, timeline = a_run(tmp_path, "one"), Timeline(tmp_path)
+    with open(log.file, "a") as file:
+        file.write('{"event": "stage_start"}\n[]\n{"event": "stage_st')
+    timeline.look()
+    with open(log.file, "a") as file:
+        file.write('art", "stage": "vm", "reason": "r", "time": 1}\n')
+    timeline.look()
+    assert timeline.stages["vm"]["reason"] == "r"
+
+
+def test_a_followed_program_ends_when_nobody_looks_any_more(tmp_path: Path) -> None:
+    script = "echo $$ > pid; printf 'one\\n\\033[31mtwo\\033[0m\\n'; exec sleep 60"
+    source = Followed(["sh", "-c", f"cd {tmp_path}; {script}"])
+    lines: list[str] = []
+    deadline = time.monotonic() + 10
+    while len(lines) < 2 and time.monotonic() < deadline:
+        lines += [line["text"] for line in source.new()]
+        time.sleep(0.01)
+    assert lines == ["one", "two"]
+    source.close()
+    pid = int((tmp_path / "pid").read_text())
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+# the whole, on the fake machine
+
+
+def test_every_worktree_is_shown_with_or_without_a_vm(world: World) -> None:
+    git(world.repo, "worktree", "add", "-q", "-b", "other", str(world.root / "other"))
+    world.vmoat("up")
+    found = {vm["folder"]: vm for vm in Facts(Actions(), world.tree).look()}
+    assert set(found) == {"repo", "tree", "other"}
+    assert (found["tree"]["state"], found["tree"]["health"]) == ("running", "healthy")
+    assert (found["other"]["name"], found["other"]["branch"]) == ("", "other")
+    assert {s["name"]: s["state"] for s in found["tree"]["stages"]}["stack"] == "done"
+    elsewhere = {vm["folder"] for vm in Facts(Actions(), Path("/")).look()}
+    assert elsewhere == set(found)  # by the repository of the VM
+
+
+def start_dashboard(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vmoat", "-C", "/", "dashboard", *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:
+    first = start_dashboard("--no-open")
+    assert first.stdout is not None
+    url = first.stdout.readline().strip()
+    second = start_dashboard("--json")
+    told = json.loads(second.communicate(timeout=20)[0])
+    assert (told["url"], told["pid"]) == (url, first.pid)
+    first.send_signal(signal.SIGINT)
+    said = first.communicate(timeout=20)[1]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert url.partition("token=")[2] not in said
+    third = start_dashboard("--no-open")
+    assert third.stdout is not None
+    again = third.stdout.readline().strip()
+    third.terminate()
+    third.communicate(timeout=20)
+    # the port is kept for bookmarks and forwards, the token is new
+    assert again.partition("token=")[0] == url.partition("token=")[0]
+    assert again != url
+
+
+def test_the_browsers_arguments_hold_no_lasting_secret(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, told = homes / "browser", homes / "told"
+    script.write_text(f'#!/bin/sh\necho "$1" >{told}.new; mv {told}.new {told}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(script))
+    started = start_dashboard()
+    assert started.stdout is not None
+    url = started.stdout.readline().strip()
+    deadline = time.monotonic() + 20
+    while not told.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    opened = told.read_text().strip()
+    assert url.partition("token=")[2] not in opened
+    port = int(opened.split(":")[2].partition("/")[0])
+    answers = []
+    for _ in range(2):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", opened.partition(str(port))[2])
+        answers.append(connection.getresponse().status)
+        connection.close()
+    started.terminate()
+    started.communicate(timeout=20)
+    assert answers == [200, 403]
+
+
+def test_a_taken_port_that_was_asked_for_is_an_error(homes: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        asked = start_dashboard("--no-open", "--port", str(other.getsockname()[1]))
+        said = asked.communicate(timeout=20)[1]
+    assert asked.returncode == 7
+    assert "--port" in said
