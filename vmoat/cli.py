@@ -14,6 +14,7 @@ from vmoat.errors import Code, as_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from vmoat.errors import VmoatError
     from vmoat.output import Output
@@ -62,29 +63,46 @@ def _run(words: list[str]) -> int:
     from vmoat.output import Output
 
     out = Output()
-    command = ""
+    command, as_json = "", False
     try:
         from vmoat.parser import parse
 
         args = parse(words)
-        command = args.command.name
+        command, as_json = args.command.name, getattr(args, "json", False)
         if args.verbose:
             from vmoat import proc
 
             proc.set_echo(out.call)
         module = __import__(f"vmoat.commands.{args.command.module}", fromlist=["*"])
-        code = int(getattr(module, args.command.target)(args, out))
+        with _patience(command, out):
+            code = int(getattr(module, args.command.target)(args, out))
         out.stdout.flush()
         return code
     except BrokenPipeError:
         raise
     except Exception as error:
-        return _failed(out, command, as_error(error))
+        return _failed(out, command, as_error(error), as_json=as_json)
 
 
-def _failed(out: Output, command: str, error: VmoatError) -> int:
+def _patience(command: str, out: Output) -> AbstractContextManager[None]:
+    from vmoat.patience import LONG, word
+
+    if command in LONG and not out.stderr.isatty():
+        return word(command, out)
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _failed(out: Output, command: str, error: VmoatError, *, as_json: bool) -> int:
     out.error(error)
-    return exit_code(command, error)
+    code = exit_code(command, error)
+    if as_json:
+        from vmoat.errors import as_fields
+
+        # On one line: behind the events of `up` it is the last of them.
+        out.json_line("error", {**as_fields(error), "code": code})
+    return code
 
 
 def _drop_stdout() -> None:

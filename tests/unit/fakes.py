@@ -259,7 +259,9 @@ class FakeGuest:
 
     def exec(self, words: Any, *, tty: bool = False, **options: Any) -> int:
         line = words[0] if len(words) == 1 else shlex.join(words)
-        return subprocess.run(["sh", "-c", line], cwd=self.worktree).returncode
+        to = options.get("output")
+        call = ["sh", "-c", line]
+        return subprocess.run(call, cwd=self.worktree, stdout=to, stderr=to).returncode
 
     # forwards: host port -> guest port
 

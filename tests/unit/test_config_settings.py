@@ -89,7 +89,7 @@ def test_every_default_is_the_closed_state_of_its_wall() -> None:
     assert {s.key for s in SETTINGS if s.widens} == {
         "walls", "mounts.share", "git.writable", "network.open", "qemu.args", "colima.start_args",
         "ssh.forward_agent", "image.mirror", "credentials.docker", "credentials.registries",
-        "cache.size", "cache.registries",
+        "cache.size", "cache.registries", "hook.up",
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def status(args: argparse.Namespace, out: Output) -> int:
         out.warn(warning)
     report = status_report(ctx, patience=LONG if args.verbose else SHORT)
     if args.json:
-        out.json(report)
+        out.json("status", report)
         return int(Code.OK)
     for label, value in _rows(report):
         out.answer(f"{label:<10} {value}")
@@ -206,8 +206,6 @@ def gib(count: int) -> str:
 def logs(args: argparse.Namespace, out: Output) -> int:
     """The stack's logs, a stage's, the console's, or all of it in a folder."""
     ctx = context(args, claim=False, tolerant=True)
-    if args.tail is not None and args.tail < 0:
-        raise VmoatError("--tail wants a number of lines, 0 or more", code=Code.USAGE)
     if args.bundle:
         from vmoat.bundle import write
 

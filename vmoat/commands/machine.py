@@ -25,7 +25,7 @@ def doctor(args: argparse.Namespace, out: Output) -> int:
         facts = hostfacts.gather(settings)
         findings = rules.examine(facts)
     if args.json:
-        out.json(as_json(findings, facts.manager))
+        out.json("doctor", as_json(findings, facts.manager))
     else:
         _report(findings, facts.manager, out)
     return int(Code.OK if rules.well(findings) else Code.MISSING)
@@ -169,7 +169,8 @@ def _build(args: argparse.Namespace, mirror: str, out: Output) -> None:
     if there:
         out.say(f"the image {digest} is there already")
     if args.json:
-        out.json({"digest": digest, "folder": str(images.folder(digest)), "built": not there})
+        folder = str(images.folder(digest))
+        out.json("image", {"digest": digest, "folder": folder, "built": not there})
     else:
         out.answer(digest)
 
@@ -178,11 +179,12 @@ def _list(args: argparse.Namespace, mirror: str, out: Output) -> None:
     _no_operand(args)
     found = images.images(mirror)
     if args.json:
-        out.json([
+        rows = [
             {"digest": entry.digest, "folder": str(entry.folder), "bytes": entry.size,
              "built": entry.built, "current": entry.current, "vms": standing_on(entry.digest)}
             for entry in found
-        ])  # fmt: skip
+        ]  # fmt: skip
+        out.json("images", {"images": rows})
         return
     for entry in found:
         users = standing_on(entry.digest)
@@ -225,7 +227,7 @@ def _import(args: argparse.Namespace, mirror: str, out: Output) -> None:
 def _digest(args: argparse.Namespace, mirror: str, out: Output) -> None:
     _no_operand(args)
     if args.json:
-        out.json({"digest": images.digest(mirror)})
+        out.json("digest", {"digest": images.digest(mirror)})
     else:
         out.answer(images.digest(mirror))
 

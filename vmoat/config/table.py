@@ -345,6 +345,15 @@ SETTINGS: tuple[Setting, ...] = (
         widens=True,
     ),
     Setting(
+        "hook.up",
+        "bool",
+        False,
+        "git's hook (`vmoat hook install`) brings up each new worktree in the background. Only "
+        "your own config.toml and the environment count.",
+        widens=True,
+        example=True,
+    ),
+    Setting(
         "credentials.docker",
         "bool",
         True,
@@ -424,6 +433,7 @@ SECTIONS: dict[str, str] = {
     "layers": "What a new VM begins with",
     "watch": "Edits on the host",
     "ssh": "ssh",
+    "hook": "git's hook",
     "credentials": "Logins of the host",
     "image": "The guest image",
     "cache": "The cache of container images",

@@ -1,0 +1,26 @@
+"""The forms of what ``--json`` prints: JSON Schema 2020-12, one file a form.
+
+Each document names its form, ``"schema": "vmoat.NAME/1"``.  Within a version, members and kinds of
+events are added and none changes its meaning or goes: readers pass over what they don't know.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+VERSION = 1
+
+
+def tag(name: str) -> str:
+    """What the documents of a form have as ``schema``."""
+    return f"vmoat.{name}/{VERSION}"
+
+
+def names() -> list[str]:
+    found = (entry.name for entry in files(__name__).iterdir())
+    return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+
+
+def read(name: str) -> str:
+    """The schema's text; ``name`` is one of ``names()``."""
+    return files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8").rstrip("\n")
