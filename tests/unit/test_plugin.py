@@ -176,6 +176,25 @@ def test_the_skill_is_installed_for_other_clients(world: World) -> None:
     assert said.stdout == f"{named}/vmoat\n"
 
 
+def test_a_link_of_the_vms_leads_nowhere(world: World) -> None:
+    """What the worktree holds, the VM may have made."""
+    home = world.root / "home"
+    home.mkdir()
+    (world.tree / ".agents").symlink_to(home)
+    assert "out of the worktree" in world.vmoat("skill", "install", code=3).stderr
+    (world.tree / ".agents").unlink()
+    world.vmoat("skill", "install")
+    for name in ("SKILL.md", "references/browser.md"):
+        page = world.tree / ".agents/skills/vmoat" / name
+        page.unlink()
+        page.symlink_to(home / "bashrc")
+    (home / "bashrc").write_text("---\nname: vmoat\n---\n")
+    world.vmoat("skill", "install")
+    assert (home / "bashrc").read_text() == "---\nname: vmoat\n---\n"
+    assert [file.name for file in home.iterdir()] == ["bashrc"]
+    assert [file.name for file in (world.tree / ".agents/skills").iterdir()] == ["vmoat"]
+
+
 def test_something_else_of_that_name_is_left_alone(world: World) -> None:
     mine = world.root / "skills/vmoat/SKILL.md"
     mine.parent.mkdir(parents=True)

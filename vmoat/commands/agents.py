@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from vmoat.errors import Code, VmoatError
+from vmoat.errors import Code, VmoatError, as_error
 
 if TYPE_CHECKING:
     import argparse
@@ -47,10 +47,10 @@ def skill(args: argparse.Namespace, out: Output) -> int:
     from vmoat import skill, worktree
     from vmoat.commands import start
 
-    folder = (
-        Path(args.dir) if args.dir
-        else worktree.named(start(args), args.branch or "").path / skill.FOLDER
-    )  # fmt: skip
+    if args.dir:
+        folder = Path(args.dir)
+    else:
+        folder = skill.folder_of(worktree.named(start(args), args.branch or "").path)
     out.answer(str(skill.install(folder)))
     return int(Code.OK)
 
@@ -97,8 +97,8 @@ def _run(args: argparse.Namespace, out: Output) -> None:
         os.environ.pop(name, None)
     try:
         _bring_up(args, out)
-    except VmoatError as error:
-        out.error(error)
+    except Exception as error:
+        out.error(as_error(error))
 
 
 def _bring_up(args: argparse.Namespace, out: Output) -> None:

@@ -6,7 +6,9 @@ events are added and none changes its meaning or goes: readers pass over what th
 
 from __future__ import annotations
 
-from importlib.resources import files
+TYPE_CHECKING = False  # each document wants its tag, and nothing that takes time to load
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 VERSION = 1
 
@@ -17,10 +19,16 @@ def tag(name: str) -> str:
 
 
 def names() -> list[str]:
-    found = (entry.name for entry in files(__name__).iterdir())
+    found = (entry.name for entry in _folder().iterdir())
     return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
 
 def read(name: str) -> str:
     """The schema's text; ``name`` is one of ``names()``."""
-    return files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8").rstrip("\n")
+    return _folder().joinpath(f"{name}.json").read_text(encoding="utf-8").rstrip("\n")
+
+
+def _folder() -> Traversable:
+    from importlib.resources import files
+
+    return files(__name__)
