@@ -101,7 +101,7 @@ def _failed(out: Output, command: str, error: VmoatError, *, as_json: bool) -> i
         from vmoat.errors import as_fields
 
         # On one line: behind the events of `up` it is the last of them.
-        out.json_line("error", {**as_fields(error), "code": code})
+        out.json_line({"schema": "vmoat.error/1", **as_fields(error), "code": code})
     return code
 
 

@@ -41,21 +41,15 @@ class Output:
         """A line of the answer, on stdout."""
         print(text, file=self.stdout, flush=True)
 
-    def json(self, schema: str, value: dict[str, Any]) -> None:
-        """A document of the form ``vmoat.SCHEMA/1`` (see ``vmoat.schemas``)."""
-        self._document(schema, value, indent=2)
-
-    def json_line(self, schema: str, value: dict[str, Any]) -> None:
-        """The same on one line, for what comes one document a line."""
-        self._document(schema, value, indent=None)
-
-    def _document(self, schema: str, value: dict[str, Any], indent: int | None) -> None:
+    def json(self, document: dict[str, Any], *, indent: int | None = 2) -> None:
+        """A document, which names its form: ``"schema": "vmoat.NAME/1"`` (``vmoat.schemas``)."""
         import json
 
-        from vmoat.schemas import tag
-
-        document = {"schema": tag(schema), **value}
         self.answer(json.dumps(document, indent=indent, ensure_ascii=False, default=str))
+
+    def json_line(self, document: dict[str, Any]) -> None:
+        """The same on one line, for what comes one document a line."""
+        self.json(document, indent=None)
 
     def say(self, text: str) -> None:
         """A line of the story, on stderr."""

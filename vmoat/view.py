@@ -97,7 +97,7 @@ class JsonView:
         self._out = out
 
     def show(self, event: Event) -> None:
-        self._out.json_line("event", event)
+        self._out.json_line({"schema": "vmoat.event/1", **event})
 
     def tick(self) -> None: ...
 

@@ -34,7 +34,7 @@ def status(args: argparse.Namespace, out: Output) -> int:
         out.warn(warning)
     report = status_report(ctx, patience=LONG if args.verbose else SHORT)
     if args.json:
-        out.json("status", report)
+        out.json(report)
         return int(Code.OK)
     for label, value in _rows(report):
         out.answer(f"{label:<10} {value}")
@@ -66,6 +66,7 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
     if log is not None and state in ("absent", "stopped", "broken"):
         state = "starting"
     report: dict[str, Any] = {
+        "schema": "vmoat.status/1",
         "name": ctx.instance.name,
         "worktree": str(ctx.worktree.path),
         "branch": ctx.worktree.branch(),

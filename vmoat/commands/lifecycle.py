@@ -166,15 +166,15 @@ def plan(args: argparse.Namespace, out: Output) -> int:
     steps = graph.plan(ctx, args.stages)
     if args.json:
         out.json(
-            "plan",
             {
+                "schema": "vmoat.plan/1",
                 "name": ctx.instance.name,
                 "stages": [
                     {"stage": s.name, "runs": bool(s.reason), "reason": s.reason or "up to date"}
                     for s in steps
                 ],
                 "notes": notes(ctx),
-            },
+            }
         )
         return int(Code.OK)
     width = max(len(step.name) for step in steps)

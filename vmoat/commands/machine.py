@@ -25,7 +25,7 @@ def doctor(args: argparse.Namespace, out: Output) -> int:
         facts = hostfacts.gather(settings)
         findings = rules.examine(facts)
     if args.json:
-        out.json("doctor", as_json(findings, facts.manager))
+        out.json(as_json(findings, facts.manager))
     else:
         _report(findings, facts.manager, out)
     return int(Code.OK if rules.well(findings) else Code.MISSING)
@@ -64,7 +64,7 @@ def as_json(findings: list[rules.Finding], manager: str) -> dict[str, object]:
         }
         for finding in findings
     ]
-    return {"ok": rules.well(findings), "checks": rows}
+    return {"schema": "vmoat.doctor/1", "ok": rules.well(findings), "checks": rows}
 
 
 def _report(findings: list[rules.Finding], manager: str, out: Output) -> None:
@@ -170,7 +170,8 @@ def _build(args: argparse.Namespace, mirror: str, out: Output) -> None:
         out.say(f"the image {digest} is there already")
     if args.json:
         folder = str(images.folder(digest))
-        out.json("image", {"digest": digest, "folder": folder, "built": not there})
+        out.json({"schema": "vmoat.image/1", "digest": digest, "folder": folder,
+                  "built": not there})  # fmt: skip
     else:
         out.answer(digest)
 
@@ -184,7 +185,7 @@ def _list(args: argparse.Namespace, mirror: str, out: Output) -> None:
              "built": entry.built, "current": entry.current, "vms": standing_on(entry.digest)}
             for entry in found
         ]  # fmt: skip
-        out.json("images", {"images": rows})
+        out.json({"schema": "vmoat.images/1", "images": rows})
         return
     for entry in found:
         users = standing_on(entry.digest)
@@ -227,7 +228,7 @@ def _import(args: argparse.Namespace, mirror: str, out: Output) -> None:
 def _digest(args: argparse.Namespace, mirror: str, out: Output) -> None:
     _no_operand(args)
     if args.json:
-        out.json("digest", {"digest": images.digest(mirror)})
+        out.json({"schema": "vmoat.digest/1", "digest": images.digest(mirror)})
     else:
         out.answer(images.digest(mirror))
 

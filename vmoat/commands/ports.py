@@ -31,7 +31,7 @@ def tunnel(args: argparse.Namespace, out: Output) -> int:
     if args.json:
         rows = [{"url": t.url, "guest": t.guest, "host": t.host, "service": t.service}
                 for t in opened]  # fmt: skip
-        out.json("tunnel", {"tunnels": rows})
+        out.json({"schema": "vmoat.tunnel/1", "tunnels": rows})
         if args.open:
             show(tunnels.first_page(ctx, opened), out)
         return int(Code.OK)

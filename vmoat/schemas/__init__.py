@@ -6,16 +6,9 @@ events are added and none changes its meaning or goes: readers pass over what th
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # each document wants its tag, and nothing that takes time to load
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
-
-VERSION = 1
-
-
-def tag(name: str) -> str:
-    """What the documents of a form have as ``schema``."""
-    return f"vmoat.{name}/{VERSION}"
 
 
 def names() -> list[str]:
