@@ -272,7 +272,7 @@ def _with_containers(ctx: Context, error: VmoatError) -> VmoatError:
         return error
     return VmoatError(
         error.message,
-        hint=f"{error.hint}; all of {found.name}: `vmoat logs {found.service or found.name}`",
+        hint=f"{error.hint}; the container's: `vmoat logs {found.name}`",
         code=error.code,
         details=(*error.details, *container_lines(ctx, found)),
     )

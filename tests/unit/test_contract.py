@@ -6,18 +6,21 @@ import io
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import World
 from documents import check, names
 from jsonschema import Draft202012Validator
+from vmoat.tasks.stack import culprit
 
 from vmoat import parser, patience, schemas, view
 from vmoat.cli import main
 from vmoat.commands import machine
 from vmoat.drivers.qemu import image as images
 from vmoat.errors import Code, VmoatError, as_fields
+from vmoat.facts import Container
 from vmoat.output import LONGEST, Output
 
 # -- the schemas --
@@ -178,9 +181,21 @@ def test_a_failure_fits_on_a_screen(world: World) -> None:
     assert "    --- app-0" in said
     assert said[-1].startswith("[vmoat] → ")
     assert "`vmoat logs --stage stack`" in said[-1]
-    assert "`vmoat logs web`" in said[-1]
+    assert "`vmoat logs app-0`" in said[-1]
     assert len(said) <= 35
     assert max(map(len, said)) <= LONGEST + 10
+
+
+def test_the_container_that_is_to_blame() -> None:
+    """One that ended badly before one that others wait for in vain."""
+    well = Container("i", "db", "p", "db", "i", "running", None, "healthy", False, 1, ())
+    again = replace(well, name="queue", state="restarting", health="")
+    sick = replace(well, name="api", health="unhealthy")
+    dead = replace(well, name="web", state="exited", exit_code=1)
+    assert culprit([well]) is None
+    assert culprit([well, again]) == again
+    assert culprit([again, sick, well]) == sick
+    assert culprit([again, sick, dead]) == dead
 
 
 # -- short limits --

@@ -69,8 +69,10 @@ def bring_up(
         log = watch.active(ctx)
         joined = log is not None
         if log is None:
-            steps = graph.plan(ctx, targets)
-            if graph.nothing_to_do(steps):
+            if detach:
+                # The worker finds out: a guest that is busy answers later than `--detach` returns.
+                graph.wanted(ctx, graph.stages_of(ctx), targets)
+            elif graph.nothing_to_do(graph.plan(ctx, targets)):
                 attend(ctx)
                 _up_to_date(ctx, out, as_json=as_json)
                 return int(Code.OK)
