@@ -14,7 +14,6 @@ from vmoat.errors import Code, as_error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from vmoat.errors import VmoatError
     from vmoat.output import Output
@@ -74,24 +73,19 @@ def _run(words: list[str]) -> int:
 
             proc.set_echo(out.call)
         module = __import__(f"vmoat.commands.{args.command.module}", fromlist=["*"])
-        with _patience(command, out):
+        from vmoat import patience
+
+        call_off = patience.begin(command, out)
+        try:
             code = int(getattr(module, args.command.target)(args, out))
+        finally:
+            call_off()
         out.stdout.flush()
         return code
     except BrokenPipeError:
         raise
     except Exception as error:
         return _failed(out, command, as_error(error), as_json=as_json)
-
-
-def _patience(command: str, out: Output) -> AbstractContextManager[None]:
-    from vmoat.patience import LONG, word
-
-    if command in LONG and not out.stderr.isatty():
-        return word(command, out)
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _failed(out: Output, command: str, error: VmoatError, *, as_json: bool) -> int:

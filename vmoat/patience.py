@@ -5,11 +5,11 @@ Agents and CI cut commands off, often after ten seconds, and are left with what 
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+TYPE_CHECKING = False  # every command comes by here
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-from vmoat.output import Output
+    from vmoat.output import Output
 
 SOON = 5.0
 """Seconds until it is said."""
@@ -35,18 +35,23 @@ Not `exec`, `ssh`, `cp` and `logs`: their stderr is the program's own, and they 
 """
 
 
-@contextlib.contextmanager
-def word(command: str, out: Output) -> Iterator[None]:
-    """Say it, once, where the command is still at it after ``SOON`` seconds."""
+def begin(command: str, out: Output) -> Callable[[], None]:
+    """Have it said, once, after ``SOON`` seconds; returns what calls that off.
+
+    A terminal is told nothing: who sits there sees what goes on.
+    """
+    if command not in LONG or out.stderr.isatty():
+        return lambda: None
+    import threading
+
     timer = threading.Timer(SOON, _say, (LONG[command], out))
     timer.daemon = True
     timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return timer.cancel
 
 
 def _say(text: str, out: Output) -> None:
-    with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
+    try:
         out.say(f"still at it; {text}")
+    except (OSError, ValueError):
+        return  # whoever read it has gone

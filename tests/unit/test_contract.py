@@ -273,8 +273,9 @@ def test_only_what_takes_long_says_something(monkeypatch: pytest.MonkeyPatch) ->
     said = []
     for pause in (0.0, 0.3):
         out = Output(io.StringIO(), io.StringIO())
-        with patience.word("down", out):
-            time.sleep(pause)
+        call_off = patience.begin("down", out)
+        time.sleep(pause)
+        call_off()
         said.append(out.stderr.getvalue())  # type: ignore[attr-defined]
     assert said == ["", f"[vmoat] still at it; {patience.LONG['down']}\n"]
     assert set(patience.LONG) <= set(parser.BY_NAME)
