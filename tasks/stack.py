@@ -267,11 +267,23 @@ def _with_containers(ctx: Context, error: VmoatError) -> VmoatError:
 
     ctx.forget_facts()
     facts = ctx.facts()
-    failed = [c for c in facts.containers if c.failed] if facts else []
-    lines = [line for c in failed[:1] for line in container_lines(ctx, c)]
+    found = culprit(facts.containers) if facts else None
+    if found is None:
+        return error
     return VmoatError(
-        error.message, hint=error.hint, code=error.code, details=(*error.details, *lines)
+        error.message,
+        hint=f"{error.hint}; the container's: `vmoat logs {found.name}`",
+        code=error.code,
+        details=(*error.details, *container_lines(ctx, found)),
     )
+
+
+def culprit(containers: Sequence[Container]) -> Container | None:
+    """The container that a failed start is most likely due to; None where all seem well."""
+    failed = [c for c in containers if c.failed]
+    unhealthy = [c for c in containers if c.health == "unhealthy"]
+    restarting = [c for c in containers if c.state == "restarting"]
+    return next(iter((*failed, *unhealthy, *restarting)), None)
 
 
 def _not_as_left(left: Mapping[str, str], lasting: Collection[str], facts: Facts) -> str:

@@ -62,35 +62,47 @@ def _run(words: list[str]) -> int:
     from vmoat.output import Output
 
     out = Output()
-    command = ""
+    command, as_json = "", False
     try:
         from vmoat.parser import parse
 
         args = parse(words)
-        command = args.command.name
+        command, as_json = args.command.name, getattr(args, "json", False)
         if args.verbose:
             from vmoat import proc
 
             proc.set_echo(out.call)
         module = __import__(f"vmoat.commands.{args.command.module}", fromlist=["*"])
-        run = getattr(module, args.command.target)
-        if len(args.branches or ()) > 1:
-            from vmoat.commands.several import each
+        from vmoat import patience
 
-            code = each(run, args, out)
-        else:
-            code = int(run(args, out))
+        run = getattr(module, args.command.target)
+        call_off = patience.begin(command, out)
+        try:
+            if len(args.branches or ()) > 1:
+                from vmoat.commands.several import each
+
+                code = each(run, args, out)
+            else:
+                code = int(run(args, out))
+        finally:
+            call_off()
         out.stdout.flush()
         return code
     except BrokenPipeError:
         raise
     except Exception as error:
-        return _failed(out, command, as_error(error))
+        return _failed(out, command, as_error(error), as_json=as_json)
 
 
-def _failed(out: Output, command: str, error: VmoatError) -> int:
+def _failed(out: Output, command: str, error: VmoatError, *, as_json: bool) -> int:
     out.error(error)
-    return exit_code(command, error)
+    code = exit_code(command, error)
+    if as_json:
+        from vmoat.errors import as_fields
+
+        # On one line: behind the events of `up` it is the last of them.
+        out.json_line({"schema": "vmoat.error/1", **as_fields(error), "code": code})
+    return code
 
 
 def _drop_stdout() -> None:

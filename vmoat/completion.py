@@ -180,6 +180,12 @@ def _topics(asked: Question) -> Values:
     return {**{c.name: c.help for c in parser.COMMANDS}, **dict.fromkeys(PAGES, "a page")}
 
 
+def _schemas(asked: Question) -> Values:
+    from vmoat import schemas
+
+    return dict.fromkeys(schemas.names(), "")
+
+
 def _folders(asked: Question) -> Values:
     head = os.path.dirname(asked.prefix)
     names: Iterable[str] = os.listdir(os.path.expanduser(head) or ".")
@@ -196,6 +202,7 @@ VALUES: Mapping[str, Callable[[Question], Values]] = {
     "vms": _vms,
     "keys": _keys,
     "topics": _topics,
+    "schemas": _schemas,
     "folders": _folders,
 }
 """What the table's ``completes`` names."""

@@ -11,6 +11,7 @@ from enum import IntEnum
 TYPE_CHECKING = False  # `typing` takes longer to load than `vmoat name` to answer
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 
 class Code(IntEnum):
@@ -48,9 +49,28 @@ class VmoatError(Exception):
         self.hint = hint
         self.code = int(code)
         self.details = tuple(details)
+        self.stage = ""
+        """The stage that failed; "" for all else."""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def as_fields(error: VmoatError) -> dict[str, Any]:
+    """The error as data: what ``run_end`` events and ``vmoat.error/1`` have in common.
+
+    ``next`` are the command lines that the hint names, in its order.
+    """
+    import re
+
+    return {
+        "code": error.code,
+        "message": error.message,
+        "hint": error.hint,
+        "details": list(error.details),
+        "stage": error.stage,
+        "next": re.findall(r"`(vmoat [^`]*)`", error.hint),
+    }
 
 
 def as_error(error: Exception) -> VmoatError:

@@ -135,6 +135,7 @@ def make_task(ctx: Context, stage: Stage, caught: list[VmoatError]) -> Task:
             return stage.run(ctx)
         except Exception as error:
             caught.append(as_error(error))
+            caught[-1].stage = stage.name
             # doit would print a traceback, and lose it: the worker has no terminal.
             return TaskFailed(caught[-1].message)
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from vmoat import channels, proc, ssh, usercommand
 from vmoat import facts as _facts
@@ -280,13 +281,15 @@ class Guest:
         tty: bool = False,
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
+        output: IO[bytes] | None = None,
     ) -> int:
         """Run the user's command on our own standard streams; returns its exact exit code.
 
-        See ``vmoat.usercommand``.
+        ``output`` takes both of its streams instead.  See ``vmoat.usercommand``.
         """
         folder = os.fspath(cwd or self.worktree)
-        return usercommand.run(self, words, tty=tty, cwd=folder, env={**self.env, **(env or {})})
+        env = {**self.env, **(env or {})}
+        return usercommand.run(self, words, tty=tty, cwd=folder, env=env, output=output)
 
 
 def _text(data: bytes) -> str:

@@ -38,6 +38,9 @@ watcher, a queue's worker."""
 
 CONTAINER_LINES = 12
 SERVICE_LINES = 15
+MOST_CONTAINERS = 4
+SCREEN = 20
+"""Lines of all containers together: the reason stands above them, and has to stay in sight."""
 
 
 @dataclass(frozen=True)
@@ -174,13 +177,14 @@ def wait(ctx: Context) -> None:
         ctx.forget_facts()
 
 
-def container_lines(ctx: Context, container: Container) -> tuple[str, ...]:
+def container_lines(
+    ctx: Context, container: Container, most: int = CONTAINER_LINES
+) -> tuple[str, ...]:
     """A container's last lines, under its name."""
     done = ctx.guest.run(
-        f"docker logs --tail {CONTAINER_LINES} {container.id} 2>&1", root=True, check=False,
-        timeout=20,
-    )  # fmt: skip
-    return (f"--- {container.name}", *done.out.splitlines()[-CONTAINER_LINES:])
+        f"docker logs --tail {most} {container.id} 2>&1", root=True, check=False, timeout=20
+    )
+    return (f"--- {container.name}", *done.out.splitlines()[-most:])
 
 
 def unit_lines(ctx: Context) -> tuple[str, ...]:
@@ -198,4 +202,6 @@ def last_words(ctx: Context) -> tuple[str, ...]:
     containers = facts.containers if facts else ()
     if not containers:
         return unit_lines(ctx)
-    return tuple(line for c in containers[:4] for line in container_lines(ctx, c))
+    asked = containers[:MOST_CONTAINERS]
+    most = SCREEN // len(asked)
+    return tuple(line for c in asked for line in container_lines(ctx, c, most))

@@ -41,10 +41,15 @@ class Output:
         """A line of the answer, on stdout."""
         print(text, file=self.stdout, flush=True)
 
-    def json(self, value: Any) -> None:
+    def json(self, document: dict[str, Any], *, indent: int | None = 2) -> None:
+        """A document, which names its form: ``"schema": "vmoat.NAME/1"`` (``vmoat.schemas``)."""
         import json
 
-        self.answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        self.answer(json.dumps(document, indent=indent, ensure_ascii=False, default=str))
+
+    def json_line(self, document: dict[str, Any]) -> None:
+        """The same on one line, for what comes one document a line."""
+        self.json(document, indent=None)
 
     def say(self, text: str) -> None:
         """A line of the story, on stderr."""
@@ -62,7 +67,7 @@ class Output:
         """What is wrong, its last lines, what to do."""
         self.say(self._paint(_RED, "ERROR: ") + error.message)
         for line in error.details:
-            print(f"    {printable(line)}", file=self.stderr, flush=True)
+            print(f"    {shortened(printable(line))}", file=self.stderr, flush=True)
         if error.hint:
             self.say(f"→ {error.hint}")
 
@@ -73,6 +78,15 @@ class Output:
 
     def _paint(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_RESET}" if self.colours else text
+
+
+LONGEST = 300
+"""Characters of one detail of an error: minified code and JSON come in lines without an end."""
+
+
+def shortened(line: str) -> str:
+    """A line that leaves room for the others on a screen."""
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def printable(line: str) -> str:

@@ -74,6 +74,14 @@ def seconds(text: str) -> float:
     return value
 
 
+def lines(text: str) -> int:
+    """A number of lines; argparse says "invalid lines value" where this raises."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 COMMON = (
     arg("-C", dest="path", metavar="PATH", completes="folders",
         help="act on the worktree at PATH"),
@@ -94,6 +102,15 @@ _PAGE = arg(
     help="a service, port, /path or URL as inside the VM; else the health URL's site",
 )  # fmt: skip
 
+_TAIL = arg(
+    "--tail", type=lines, metavar="N",
+    help="of the stages' output, only the running one's last N lines, at the end",
+)  # fmt: skip
+_TAIL_OWN = arg(
+    "--tail", type=lines, metavar="N",
+    help="only the command's last N lines, on stdout, when it has ended; all of it in a file",
+)  # fmt: skip
+
 COMMANDS = (
     Command(
         "up", "lifecycle", "bring the worktree's stack up, healthy, in its own VM",
@@ -105,6 +122,7 @@ COMMANDS = (
             arg("--detach", action="store_true", help="return at once; `vmoat wait` follows"),
             _NO_WAIT,
             _TIMEOUT,
+            _TAIL,
             arg("--json", action="store_true", help="the events, one JSON object a line"),
         ),
     ),
@@ -115,16 +133,20 @@ COMMANDS = (
     ),
     Command(
         "wait", "lifecycle", "follow the work that goes on and end with its exit code",
-        (_TIMEOUT, arg("--json", action="store_true", help="the events, one JSON object a line")),
+        (_TIMEOUT, _TAIL,
+         arg("--json", action="store_true", help="the events, one JSON object a line")),
     ),
     Command(
         "test", "inside", "run the project's tests inside the VM; words are added to the command",
         (arg("--no-up", action="store_true", help="an error where the stack is not up"),
-         _NO_WAIT, _TIMEOUT),
+         _NO_WAIT,
+         arg("--timeout", type=seconds, metavar="SECONDS",
+             help="give up on bringing it up after SECONDS (exit 125); that work goes on"),
+         _TAIL_OWN),
         rest="WORDS",
     ),
-    Command("exec", "inside", "run a command inside the VM, without a terminal", rest="COMMAND",
-            function="execute"),
+    Command("exec", "inside", "run a command inside the VM, without a terminal", (_TAIL_OWN,),
+            rest="COMMAND", function="execute"),
     Command("ssh", "inside", "a shell inside the VM, or a command with a terminal",
             rest="COMMAND"),
     Command(
@@ -185,7 +207,7 @@ COMMANDS = (
         ),
     ),
     Command("provision", "lifecycle", "the VM, its packages, script and seed files; no stack",
-            (_NO_WAIT, _TIMEOUT)),
+            (_NO_WAIT, _TIMEOUT, _TAIL)),
     Command("status", "inspect", "what is true now: VM, stack, health, tunnels, disk", (_JSON,)),
     Command(
         "logs", "inspect", "the stack's logs, a stage's, or the console's",
@@ -193,7 +215,7 @@ COMMANDS = (
             arg("service", nargs="?", metavar="SERVICE", completes="services",
                 help="one service of the stack"),
             arg("-f", "--follow", action="store_true", help="go on with what comes"),
-            arg("--tail", type=int, metavar="N", help="the last N lines"),
+            arg("--tail", type=lines, metavar="N", help="the last N lines"),
             arg("--stage", metavar="STAGE", completes="stages",
                 help="the output of a stage's last run"),
             arg("--console", action="store_true", help="the guest's console"),
@@ -266,9 +288,24 @@ COMMANDS = (
         (arg("--keep", action="store_true", help="leave the repository and its VM"),
          arg("--dir", metavar="DIR", completes="folders", help="where to put it")),
     ),
+    Command("schema", "agents", "print the JSON schema of what `--json` prints",
+            (arg("name", nargs="?", metavar="NAME", completes="schemas",
+                 help="the form; without one, all their names"),)),
+    Command(
+        "skill", "agents", "install the skill that tells agents how to use vmoat",
+        (arg("action", choices=("install",)),
+         arg("--dir", metavar="DIR", completes="folders",
+             help="folder of skills; else .agents/skills in the worktree")),
+    ),
+    Command(
+        "hook", "agents", "git's post-checkout hook: bring up new worktrees (hook.up)",
+        (arg("action", choices=("install", "remove", "run", "facts"),
+             help="run and facts are what git's hook and the plugin's call"),
+         arg("words", nargs="*", metavar="WORD", help="what git gives its hook")),
+    ),
     Command("completion", "help", "print the script that completes words in a shell",
             (arg("shell", choices=("bash", "zsh", "fish")),)),
-    Command("help", "help", "this text, a command's, or a page (walls, config, switching)",
+    Command("help", "help", "this text, a command's, or a page (walls, agents, config, …)",
             (arg("topic", nargs="?", metavar="TOPIC", completes="topics"),), function="show"),
     Command("version", "help", "print the version"),
 )  # fmt: skip
@@ -400,5 +437,5 @@ def overview() -> str:
         "usage: vmoat [-C PATH | -w BRANCH] [-v] COMMAND [ARGUMENTS]\n\n"
         f"{rows}\n\n"
         "`vmoat help COMMAND` shows its arguments; `vmoat help walls` what a VM can and cannot\n"
-        "reach; `vmoat help config` every setting.\n"
+        "reach; `vmoat help config` every setting; `vmoat help agents` what programs may rely on.\n"
     )

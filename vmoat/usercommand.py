@@ -22,7 +22,7 @@ import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from vmoat import clock, proc
 from vmoat.errors import Code, VmoatError
@@ -92,8 +92,18 @@ def exec_command(
     )  # fmt: skip
 
 
-def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping[str, str]) -> int:
+def run(
+    guest: Guest,
+    words: Sequence[str],
+    *,
+    tty: bool,
+    cwd: str,
+    env: Mapping[str, str],
+    output: IO[bytes] | None = None,
+) -> int:
     """Run a command (no words: an interactive login shell); returns its exact exit code.
+
+    ``output`` takes standard output and error; without it they are our own.
 
     SIGINT, SIGTERM and SIGHUP reach the remote process group; a command that a signal ended
     returns 128 + its number.  Raises BEFORE (125) where it cannot be run, or where the connection
@@ -115,8 +125,8 @@ def run(guest: Guest, words: Sequence[str], *, tty: bool, cwd: str, env: Mapping
         rc = proc.spawn(
             argv,
             stdin=0 if _open(0) else subprocess.DEVNULL,
-            stdout=1 if _open(1) else subprocess.DEVNULL,
-            stderr=2 if _open(2) else subprocess.DEVNULL,
+            stdout=output or (1 if _open(1) else subprocess.DEVNULL),
+            stderr=output or (2 if _open(2) else subprocess.DEVNULL),
             # A terminal's Ctrl-C must not end ssh itself: the exit code would be lost.
             detach=not tty,
         ).wait()

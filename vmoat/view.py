@@ -5,12 +5,12 @@ Each view takes the events of ``vmoat.state.RunLog``; none of them knows how the
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmoat.errors import Code, VmoatError, as_fields
 from vmoat.output import Output, printable
 
 if TYPE_CHECKING:
@@ -69,13 +69,25 @@ def clock(seconds: float) -> str:
     return f"{minutes} m {rest:02d} s"
 
 
-def make(out: Output, *, as_json: bool) -> JsonView | PlainView | LiveView:
-    """The view that fits where the output goes."""
+def event(kind: str, run: str, **fields: Any) -> Event:
+    """An event that no run has written: the command's own."""
+    return {"time": round(time.time(), 3), "event": kind, "run": run, **fields}
+
+
+def no_run(message: str) -> Event:
+    """The end of a run that was not needed."""
+    return event("run_end", "", **{**as_fields(VmoatError("", code=Code.OK)), "message": message})
+
+
+def make(
+    out: Output, *, as_json: bool, tail: int | None = None
+) -> JsonView | PlainView | LiveView:
+    """The view that fits where the output goes; ``tail`` as ``PlainView`` has it."""
     if as_json:
         return JsonView(out)
-    if out.colours:
+    if out.colours and tail is None:
         return LiveView(out)
-    return PlainView(out)
+    return PlainView(out, tail)
 
 
 class JsonView:
@@ -85,7 +97,7 @@ class JsonView:
         self._out = out
 
     def show(self, event: Event) -> None:
-        self._out.answer(json.dumps(event, ensure_ascii=False))
+        self._out.json_line({"schema": "vmoat.event/1", **event})
 
     def tick(self) -> None: ...
 
@@ -93,16 +105,26 @@ class JsonView:
 
 
 class PlainView:
-    """A line for whatever happens, and one a minute when nothing does."""
+    """A line for whatever happens, and one a minute when nothing does.
 
-    def __init__(self, out: Output) -> None:
+    With ``tail``, of the stages' own output no more than the running one's last lines are shown,
+    when the watching ends: who asks again and again would read all of it each time.
+    """
+
+    def __init__(self, out: Output, tail: int | None = None) -> None:
         self._out = out
+        self._kept: deque[str] | None = None if tail is None else deque(maxlen=tail)
         self._progress = Progress()
         self._last = time.monotonic()
 
     def show(self, event: Event) -> None:
         self._progress.take(event)
         text = plain_line(event)
+        if self._kept is not None and event["event"] in ("line", "stage_start", "stage_end"):
+            if event["event"] == "line":
+                self._kept.append(text or "")
+                return
+            self._kept.clear()  # an error brings its stage's last lines with it
         if text is not None:
             self._last = time.monotonic()
             self._out.say(text)
@@ -114,7 +136,9 @@ class PlainView:
             last = self._progress.tail[-1] if self._progress.tail else "no output yet"
             self._out.say(f"{row.name}: still at it after {clock(time.time() - row.began)}: {last}")
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        for text in self._kept or ():
+            self._out.say(text)
 
 
 def plain_line(event: Event) -> str | None:

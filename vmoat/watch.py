@@ -158,10 +158,17 @@ def follow(ctx: Context, log: RunLog, view: View, *, timeout: float | None = Non
     if end is None:
         raise died(log)
     if end["code"] != Code.OK:
-        raise VmoatError(
-            end["message"], hint=end["hint"], code=end["code"], details=tuple(end["details"])
-        )
+        raise failure(end)
     return int(Code.OK)
+
+
+def failure(end: Event) -> VmoatError:
+    """The error that a run ended with, from its last event."""
+    error = VmoatError(
+        end["message"], hint=end["hint"], code=end["code"], details=tuple(end["details"])
+    )
+    error.stage = end.get("stage", "")
+    return error
 
 
 def _events(

@@ -22,7 +22,7 @@ from typing import Any
 
 from vmoat import graph, proc
 from vmoat.context import Context, load
-from vmoat.errors import Code, VmoatError, as_error
+from vmoat.errors import Code, VmoatError, as_error, as_fields
 from vmoat.state import RunLog, VmLock, current_run
 
 LOCK_WAIT = 0.5
@@ -89,7 +89,7 @@ def _main(request: Request, folder: Path) -> int:
             proc.set_echo(lambda line: log.write("call", text=line))
         end = _do(request, log)
     except Cancelled:
-        end = _failure(_cancelled())
+        end = as_fields(_cancelled())
     _ignore_signals()  # too late to cancel; the end must be written
     log.close_wishes()
     # In this order: a watcher that finds the lock free and no end takes the worker for dead.
@@ -113,13 +113,13 @@ def _do(request: Request, log: RunLog) -> dict[str, Any]:
             graph.run(ctx, wish["targets"], log)
             done |= log.done()
             wish = log.next_wish()
-        return {"code": int(Code.OK), "message": "", "hint": "", "details": []}
+        return as_fields(VmoatError("", code=Code.OK))
     except Cancelled:
         _ignore_signals()
         _stop_what_runs(ctx)
-        return _failure(_cancelled())
+        return as_fields(_cancelled())
     except Exception as error:  # the log is the only place where a defect of ours can be seen
-        return _failure(as_error(error))
+        return as_fields(as_error(error))
 
 
 def _cancelled() -> VmoatError:
@@ -128,15 +128,6 @@ def _cancelled() -> VmoatError:
         hint="`vmoat up` goes on from the last finished stage",
         code=Code.INTERRUPTED,
     )
-
-
-def _failure(error: VmoatError) -> dict[str, Any]:
-    return {
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-        "details": list(error.details),
-    }
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ SAFE = (
     # vmoat may be root and the worktree somebody else's: git would refuse to look at it.
     "-c", "safe.directory=*",
 )  # fmt: skip
-_PLACE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX")
+PLACE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX")
 """Set in a git hook's environment; the worktree is the folder's, not the hook's."""
 
 
@@ -119,7 +119,7 @@ def _plain_main(common_dir: Path) -> Path | None:
 
 def _git(words: list[str], cwd: Path) -> str:
     # Not through vmoat.proc: `vmoat name` must answer before plumbum would be loaded.
-    env = {k: v for k, v in os.environ.items() if k not in _PLACE}
+    env = {k: v for k, v in os.environ.items() if k not in PLACE}
     try:
         done = subprocess.run(
             ["git", *SAFE, *words],

@@ -78,9 +78,8 @@ def test_the_url_answers_through_the_tunnel(vm: Vm) -> None:
     url = done.stdout.strip()
     assert fetch(url) == (vm.worktree / PAGE).read_text()
     again = vm.cli("tunnel", "--json")
-    assert json.loads(again.stdout)[0] | {"service": "web", "guest": PORT, "url": url} == (
-        json.loads(again.stdout)[0]
-    )
+    first = json.loads(again.stdout)["tunnels"][0]
+    assert first | {"service": "web", "guest": PORT, "url": url} == first
     assert [t["url"] for t in vm.status()["tunnels"]] == [url]
     assert vm.cli("untunnel").returncode == 0
     with pytest.raises(OSError, match=r"refused|reset|closed"):

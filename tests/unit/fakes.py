@@ -272,7 +272,9 @@ class FakeGuest:
 
     def exec(self, words: Any, *, tty: bool = False, **options: Any) -> int:
         line = words[0] if len(words) == 1 else shlex.join(words)
-        process = subprocess.Popen(["sh", "-c", line], cwd=self.worktree)
+        to = options.get("output")
+        call = ["sh", "-c", line]
+        process = subprocess.Popen(call, cwd=self.worktree, stdout=to, stderr=to)
         # As in the guest: a signal is the command's.
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         rc = process.wait()

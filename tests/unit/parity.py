@@ -109,7 +109,7 @@ class Bench:
 
     def setting(self, key: str) -> object:
         """The value of a setting, by its key in a vmoat.conf."""
-        (row,) = json.loads(self("config", BY_SHELL[key].key, "--json").out)
+        (row,) = json.loads(self("config", BY_SHELL[key].key, "--json").out)["settings"]
         return row["value"]
 
 

@@ -163,12 +163,12 @@ def _test_code(vmoat_: Bench) -> None:
      running=True)  # fmt: skip
 def _tunnel(vmoat_: Bench) -> None:
     rows = vmoat_("tunnel", "--json").out
-    assert [tunnel["guest"] for tunnel in json.loads(rows)] == [30001, 38003]
+    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [30001, 38003]
     vmoat_("untunnel")
     vmoat_.world.set("containers", json.dumps([{"name": "db", "ports": [[35432, 5432]]}]))
     (vmoat_.tree / "vmoat.local.conf").write_text("EXPOSE_PORTS=()\n")
     rows = vmoat_("tunnel", "--json").out
-    assert [tunnel["guest"] for tunnel in json.loads(rows)] == [35432]
+    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [35432]
     vmoat_("untunnel")
     (vmoat_.tree / "vmoat.local.conf").unlink()
     (vmoat_.world.place / "containers").unlink()
@@ -177,7 +177,7 @@ def _tunnel(vmoat_: Bench) -> None:
 @row(COMMANDS, "`vmoat tunnel PORT…`", "forwards these ports", running=True)
 def _tunnel_ports(vmoat_: Bench) -> None:
     rows = vmoat_("tunnel", "--json", "37001", "37002").out
-    assert [tunnel["guest"] for tunnel in json.loads(rows)] == [37001, 37002]
+    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [37001, 37002]
     vmoat_("untunnel")
 
 

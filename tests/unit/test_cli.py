@@ -51,7 +51,8 @@ def test_without_a_command_the_usage_is_no_answer(capsys: pytest.CaptureFixture[
 
 
 def test_config_shows_what_was_asked_for(world: World) -> None:
-    rows = json.loads(world.vmoat("config", "--json", "vm.cpu", "up.command").stdout)
+    said = world.vmoat("config", "--json", "vm.cpu", "up.command").stdout
+    rows = json.loads(said)["settings"]
     assert [row["key"] for row in rows] == ["up.command", "vm.cpu"]
     assert world.vmoat("config", "up.command").stdout.split() == [
         "up.command", "'echo", "up'", "vmoat.toml:9"]  # fmt: skip
@@ -76,7 +77,7 @@ def test_a_command_without_words_is_what_argparse_makes_of_it() -> None:
         (["-C"], "expected one argument"),
         (["up", "--timeout", "nan"], "invalid seconds value"),
         (["up", "--timeout", "-1"], "--timeout"),
-        (["logs", "--tail", "x"], "invalid int value"),
+        (["logs", "--tail", "x"], "invalid lines value"),
         (["image"], "required"),
         (["help", "nothing"], "there is no help on"),
         (["name", "extra"], "unrecognized arguments"),
@@ -232,7 +233,7 @@ def test_tunnels(world: World) -> None:
     url = world.vmoat("tunnel").stdout
     assert url == "http://localhost:38217\n"
     assert world.vmoat("tunnel").stdout == url
-    assert json.loads(world.vmoat("tunnel", "--json").stdout)[0]["guest"] == 38217
+    assert json.loads(world.vmoat("tunnel", "--json").stdout)["tunnels"][0]["guest"] == 38217
     assert "38217" in world.vmoat("up").stderr
     for port in ("0", "70000", "x", "80:", "-1", "\uff18\uff10", "1_0"):
         world.vmoat("tunnel", "--", port, code=2)

@@ -92,7 +92,7 @@ def test_every_default_is_the_closed_state_of_its_wall() -> None:
         "walls", "mounts.share", "git.writable", "network.open", "qemu.args", "colima.start_args",
         "ssh.forward_agent", "image.mirror", "credentials.docker", "credentials.registries",
         "cache.size", "cache.registries", "browser.command", "fleet.memory", "fleet.evict",
-        "gc.grace",
+        "gc.grace", "hook.up",
     }  # fmt: skip
 
 

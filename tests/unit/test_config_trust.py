@@ -33,6 +33,7 @@ WIDE = {
     "fleet.memory": '"90%"',
     "fleet.evict": '"idle"',
     "gc.grace": '"1s"',
+    "hook.up": "true",
 }
 
 

@@ -21,7 +21,7 @@ import vmoat
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TABLE = PROJECT["tool"]["setuptools"]
-SHIPPED = ("vmoat", "tasks", "templates")
+SHIPPED = ("vmoat", "tasks", "templates", "plugin")
 HEAVY = ("doit", "plumbum", "jinja2", "tomli_w", "platformdirs", "rich")
 MOST_LINES = 465
 
@@ -124,9 +124,14 @@ def wheel(built: Path) -> Path:
 def data_files() -> list[str]:
     """What is no Python file, by its path in the wheel."""
     found = ["vmoat/py.typed"]
-    places = {"templates": "vmoat/templates", "vmoat/docs": "vmoat/docs"}
-    places["vmoat/dashboard/page"] = "vmoat/dashboard/page"
-    for top, where in places.items():
+    tops = {
+        "templates": "vmoat/templates",
+        "vmoat/dashboard/page": "vmoat/dashboard/page",
+        "vmoat/docs": "vmoat/docs",
+        "vmoat/schemas": "vmoat/schemas",
+        "plugin/skills": "vmoat/plugin/skills",
+    }
+    for top, where in tops.items():
         for path in (ROOT / top).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
                 found.append(f"{where}/{path.relative_to(ROOT / top)}")
@@ -138,7 +143,7 @@ def test_every_data_file_is_in_the_wheel(wheel: Path) -> None:
     assert [name for name in data_files() if name not in names] == []
     assert {"vmoat/tasks/stack.py", "vmoat/templates/guest/packages"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not any(name.startswith(("tasks/", "templates/", "tests/")) for name in names)
+    assert not any(name.startswith(("tasks/", "templates/", "tests/", "plugin/")) for name in names)
 
 
 def test_the_index_would_take_them(built: Path) -> None:
@@ -190,7 +195,8 @@ def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> N
         timeout=60, cwd=tmp_path, env={**os.environ, "PYTHONPATH": site},
     ).stdout.strip()  # fmt: skip
     assert (tmp_path / "shop" / ".gitignore").is_file()
-    for words in (["completion", "bash"], ["help", "switching"], ["help", "walls"]):
+    for words in (["completion", "bash"], ["help", "switching"], ["help", "walls"],
+                  ["help", "agents"], ["schema", "event"]):  # fmt: skip
         done = subprocess.run(
             [str(inner / "vmoat"), *words], check=True, capture_output=True, text=True,
             timeout=60, cwd=tmp_path, env={**os.environ, "PYTHONPATH": site},

@@ -25,7 +25,7 @@ def environment(args: argparse.Namespace, out: Output) -> int:
         variables["COMPOSE_PROJECT_NAME"] = project
     if args.json:
         name = dockercontext.name_of(ctx.instance.name)
-        out.json({"context": name, "environment": variables})
+        out.json({"schema": "vmoat.env/1", "context": name, "environment": variables})
         return int(Code.OK)
     fish = (args.shell or os.path.basename(os.environ.get("SHELL", ""))) == "fish"
     for name, value in variables.items():

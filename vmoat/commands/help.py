@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from vmoat.output import Output
 
-PAGES = ("walls", "switching")
+PAGES = ("walls", "agents", "switching")
 
 
 def version(args: argparse.Namespace, out: Output) -> int:

@@ -6,12 +6,13 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 
 from vmoat import tunnels
 from vmoat.commands import attend, context, using, wake
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.output import Output
+from vmoat.output import Output, printable
 
 
 def test(args: argparse.Namespace, out: Output) -> int:
@@ -35,7 +36,26 @@ def test(args: argparse.Namespace, out: Output) -> int:
     ctx.refresh_guest()
     line = " ".join([command, *map(shlex.quote, args.rest)])
     with using(ctx, out):
-        return ctx.guest.exec([line], tty=_terminal())
+        return _run(ctx, "test", [line], args.tail, out, tty=_terminal())
+
+
+def _run(
+    ctx: Context, name: str, words: Sequence[str], tail: int | None, out: Output, *, tty: bool
+) -> int:
+    """The user's command; with ``--tail`` its output goes into a file, and the end is shown."""
+    if tail is None:
+        return ctx.guest.exec(words, tty=tty)
+    from vmoat.tail import last_lines
+
+    file = ctx.instance.folder / f"{name}.out"
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        code = ctx.guest.exec(words, output=stream)
+    rows, left_out = last_lines(file, tail)
+    for row in rows:
+        out.answer(printable(row))
+    if left_out:
+        out.say(f"these are the last {len(rows)} lines; all of them: {file}")
+    return code
 
 
 def _require_up(ctx: Context) -> None:
@@ -62,7 +82,7 @@ def execute(args: argparse.Namespace, out: Output) -> int:
         )
     ctx = running(args, out)
     with using(ctx, out):
-        return ctx.guest.exec(args.rest, tty=False)
+        return _run(ctx, "exec", args.rest, args.tail, out, tty=False)
 
 
 def ssh(args: argparse.Namespace, out: Output) -> int:

@@ -67,6 +67,7 @@ def status_report(ctx: Context, *, patience: float = SHORT) -> dict[str, Any]:
     if log is not None and state in ("absent", "stopped", "broken"):
         state = "starting"
     report: dict[str, Any] = {
+        "schema": "vmoat.status/1",
         "name": ctx.instance.name,
         "worktree": str(ctx.worktree.path),
         "branch": ctx.worktree.branch(),
@@ -225,8 +226,6 @@ def gib(count: int) -> str:
 def logs(args: argparse.Namespace, out: Output) -> int:
     """The stack's logs, a stage's, the console's, or all of it in a folder."""
     ctx = context(args, claim=False, tolerant=True)
-    if args.tail is not None and args.tail < 0:
-        raise VmoatError("--tail wants a number of lines, 0 or more", code=Code.USAGE)
     if args.bundle:
         from vmoat.bundle import write
 

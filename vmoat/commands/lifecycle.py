@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 
 from vmoat import graph, instance, paths, tunnels, view, watch
 from vmoat.commands import attend, context, using
@@ -64,6 +63,7 @@ def bring_up(
     detach = getattr(args, "detach", False)
     timeout = getattr(args, "timeout", None)
     as_json = getattr(args, "json", False)
+    tail = getattr(args, "tail", None)
     ctx.forced = frozenset(force or ())
     ctx.no_wait = getattr(args, "no_wait", False)
     for _ in range(MAX_RUNS):
@@ -73,8 +73,10 @@ def bring_up(
         if joined and ctx.no_wait:
             admission.require_none_waits(ctx)
         if log is None:
-            steps = graph.plan(ctx, targets)
-            if graph.nothing_to_do(steps):
+            if detach:
+                # The worker finds out: a guest that is busy answers later than `--detach` returns.
+                graph.wanted(ctx, graph.stages_of(ctx), targets)
+            elif graph.nothing_to_do(graph.plan(ctx, targets)):
                 attend(ctx)
                 _up_to_date(ctx, out, as_json=as_json)
                 return int(Code.OK)
@@ -91,8 +93,10 @@ def bring_up(
             out.say(f"{ctx.instance.name}: joining the work that goes on")
         if detach:
             out.say(f"{ctx.instance.name}: working in the background; `vmoat wait` follows it")
+            if as_json:
+                view.JsonView(out).show(view.event("detached", log.run_id, follow="vmoat wait"))
             return int(Code.OK)
-        watch.follow(ctx, log, view.make(out, as_json=as_json), timeout=timeout)
+        watch.follow(ctx, log, view.make(out, as_json=as_json, tail=tail), timeout=timeout)
         ctx.forget_facts()
         if not joined:
             return int(Code.OK)
@@ -108,10 +112,11 @@ def bring_up(
 
 
 def _up_to_date(ctx: Context, out: Output, *, as_json: bool) -> None:
+    nothing = "up to date, nothing to do"
     if as_json:
-        out.answer('{"event": "run_end", "code": 0, "message": "up to date, nothing to do"}')
+        view.JsonView(out).show(view.no_run(nothing))
     else:
-        out.say(f"{ctx.instance.name}: up to date, nothing to do")
+        out.say(f"{ctx.instance.name}: {nothing}")
 
 
 def warn(ctx: Context, out: Output) -> None:
@@ -169,11 +174,13 @@ def plan(args: argparse.Namespace, out: Output) -> int:
     if args.json:
         out.json(
             {
+                "schema": "vmoat.plan/1",
                 "name": ctx.instance.name,
                 "stages": [
                     {"stage": s.name, "runs": bool(s.reason), "reason": s.reason or "up to date"}
                     for s in steps
                 ],
+                "notes": notes(ctx),
             }
         )
         return int(Code.OK)
@@ -216,7 +223,8 @@ def wait(args: argparse.Namespace, out: Output) -> int:
     log = watch.active(ctx)
     if log is None:
         return _how_it_ended(ctx, out, as_json=args.json)
-    watch.follow(ctx, log, view.make(out, as_json=args.json), timeout=args.timeout)
+    shown = view.make(out, as_json=args.json, tail=args.tail)
+    watch.follow(ctx, log, shown, timeout=args.timeout)
     return int(Code.OK)
 
 
@@ -227,7 +235,7 @@ def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
     if log is None:
         nothing = "nothing was ever started"
         if as_json:
-            out.answer(json.dumps({"event": "run_end", "code": 0, "message": nothing}))
+            view.JsonView(out).show(view.no_run(nothing))
         else:
             out.say(f"{ctx.instance.name}: {nothing}; `vmoat up` does")
         return int(Code.OK)
@@ -238,9 +246,7 @@ def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
     if as_json:
         view.JsonView(out).show(end)
     if end["code"] != Code.OK:
-        raise VmoatError(
-            end["message"], hint=end["hint"], code=end["code"], details=tuple(end["details"])
-        )
+        raise watch.failure(end)
     if not as_json:
         out.say(f"{ctx.instance.name}: nothing goes on; the last run ended well")
     return int(Code.OK)

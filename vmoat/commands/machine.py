@@ -64,7 +64,7 @@ def as_json(findings: list[rules.Finding], manager: str) -> dict[str, object]:
         }
         for finding in findings
     ]
-    return {"ok": rules.well(findings), "checks": rows}
+    return {"schema": "vmoat.doctor/1", "ok": rules.well(findings), "checks": rows}
 
 
 def _report(findings: list[rules.Finding], manager: str, out: Output) -> None:
@@ -169,7 +169,9 @@ def _build(args: argparse.Namespace, mirror: str, out: Output) -> None:
     if there:
         out.say(f"the image {digest} is there already")
     if args.json:
-        out.json({"digest": digest, "folder": str(images.folder(digest)), "built": not there})
+        folder = str(images.folder(digest))
+        out.json({"schema": "vmoat.image/1", "digest": digest, "folder": folder,
+                  "built": not there})  # fmt: skip
     else:
         out.answer(digest)
 
@@ -178,11 +180,12 @@ def _list(args: argparse.Namespace, mirror: str, out: Output) -> None:
     _no_operand(args)
     found = images.images(mirror)
     if args.json:
-        out.json([
+        rows = [
             {"digest": entry.digest, "folder": str(entry.folder), "bytes": entry.size,
              "built": entry.built, "current": entry.current, "vms": standing_on(entry.digest)}
             for entry in found
-        ])  # fmt: skip
+        ]  # fmt: skip
+        out.json({"schema": "vmoat.images/1", "images": rows})
         return
     for entry in found:
         users = standing_on(entry.digest)
@@ -225,7 +228,7 @@ def _import(args: argparse.Namespace, mirror: str, out: Output) -> None:
 def _digest(args: argparse.Namespace, mirror: str, out: Output) -> None:
     _no_operand(args)
     if args.json:
-        out.json({"digest": images.digest(mirror)})
+        out.json({"schema": "vmoat.digest/1", "digest": images.digest(mirror)})
     else:
         out.answer(images.digest(mirror))
 

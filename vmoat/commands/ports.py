@@ -31,8 +31,9 @@ def tunnel(args: argparse.Namespace, out: Output) -> int:
         for text in tunnels.left_out(ctx):
             out.say(text)
     if args.json:
-        out.json([{"url": t.url, "guest": t.guest, "host": t.host, "service": t.service}
-                  for t in opened])  # fmt: skip
+        rows = [{"url": t.url, "guest": t.guest, "host": t.host, "service": t.service}
+                for t in opened]  # fmt: skip
+        out.json({"schema": "vmoat.tunnel/1", "tunnels": rows})
         if args.open:
             show(tunnels.first_page(ctx, opened), out)
         return int(Code.OK)

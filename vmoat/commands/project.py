@@ -57,7 +57,7 @@ def config(args: argparse.Namespace, out: Output) -> int:
     if args.keys:
         rows = tuple(row for row in rows if row.key in args.keys)
     if args.json:
-        out.json([row._asdict() for row in rows])
+        out.json({"schema": "vmoat.config/1", "settings": [row._asdict() for row in rows]})
         return int(Code.OK)
     width = max(len(row.key) for row in rows)
     for row in rows:

@@ -21,6 +21,7 @@ SECTIONS: dict[str, str] = {
     "layers": "What a new VM begins with",
     "watch": "Edits on the host",
     "ssh": "ssh",
+    "hook": "git's hook",
     "credentials": "Logins of the host",
     "image": "The guest image",
     "cache": "The cache of container images",

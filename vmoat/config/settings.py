@@ -90,6 +90,7 @@ class Settings:
     layers_enabled: bool
     watch_enabled: bool
     ssh_forward_agent: bool
+    hook_up: bool
     credentials_docker: bool
     credentials_registries: tuple[str, ...]
     image_mirror: str

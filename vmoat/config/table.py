@@ -362,6 +362,15 @@ SETTINGS: tuple[Setting, ...] = (
         widens=True,
     ),
     Setting(
+        "hook.up",
+        "bool",
+        False,
+        "git's hook (`vmoat hook install`) brings up each new worktree in the background. Only "
+        "your own config.toml and the environment count.",
+        widens=True,
+        example=True,
+    ),
+    Setting(
         "credentials.docker",
         "bool",
         True,

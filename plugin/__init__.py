@@ -1,0 +1,1 @@
+"""The Claude Code plugin; its skill is in the package for `vmoat skill install`."""
