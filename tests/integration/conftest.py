@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from vmoat.guest import Guest
 
 ORDER = ("test_up", "test_inside", "test_guest_stage", "test_walls", "test_bad_input",
-         "test_daily", "test_watch_files", "test_dev_server", "test_two", "test_cache",
-         "test_odds", "test_local", "test_logins", "test_kills", "test_virtiofs", "test_repair",
-         "test_driver_contract",
+         "test_daily", "test_watch_files", "test_dev_server", "test_two", "test_fleet",
+         "test_cache", "test_odds", "test_local", "test_logins", "test_kills", "test_virtiofs",
+         "test_repair", "test_driver_contract",
          "test_host", "test_user")  # fmt: skip
 """Files that only look come first; the last ones break things."""
 

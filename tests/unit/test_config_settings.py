@@ -90,6 +90,7 @@ def test_every_default_is_the_closed_state_of_its_wall() -> None:
         "walls", "mounts.share", "git.writable", "network.open", "qemu.args", "colima.start_args",
         "ssh.forward_agent", "image.mirror", "credentials.docker", "credentials.registries",
         "cache.size", "cache.registries",
+        "gc.grace",
     }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ WIDE = {
     "image.mirror": '"http://evil.example/debian"',
     "cache.size": "9",
     "cache.registries": '["127.0.0.1:5001"]',
+    "gc.grace": '"1s"',
 }
 
 
