@@ -268,7 +268,8 @@ def _set_aside(name: str, holder: Owner) -> None:
         return
     _end_work(name)
     aside = f"{name[: NAME_LIMIT - 9].rstrip('-')}-{holder.vm_id[:8]}"
-    os.rename(paths.vm_dir(name), paths.vm_dir(aside))
+    with contextlib.suppress(FileNotFoundError):  # `vmoat gc` was first, and removed it
+        os.rename(paths.vm_dir(name), paths.vm_dir(aside))
 
 
 def _end_work(name: str) -> None:

@@ -7,12 +7,15 @@ import os
 import shutil
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from vmoat.errors import Code, VmoatError
 from vmoat.fleet import table
-from vmoat.fleet.gc import Item
 from vmoat.fleet.rows import Row, as_json, rows
 from vmoat.output import Output
+
+if TYPE_CHECKING:
+    from vmoat.fleet.gc import Item
 
 CPU_SECONDS = 0.2
 """Between the two looks that `ls` tells the load by."""
@@ -67,20 +70,23 @@ def gc(args: argparse.Namespace, out: Output) -> int:
 
     settings = user_settings()
     grace = float(amounts.seconds(settings.gc_grace))
-    with work.alone():
-        plan = work.plan(
-            rows(), grace=grace, current=_current_image(settings.image_mirror), now=time.time()
-        )
-        if args.dry_run:
-            items = plan.items
-        else:
-            live = not args.json
-            items = work.carry_out(plan, lambda item: _tell(item, args, out) if live else None)
+    current = _current_image(settings.image_mirror)
+
+    def tell(item: Item) -> None:
+        if not args.json:
+            _tell(item, args, out)
+
+    if args.dry_run:
+        plan = work.plan(rows(), grace=grace, current=current, now=time.time())
+        items = plan.items
+        for item in items:
+            tell(item)
+    else:
+        with work.alone():
+            plan = work.plan(rows(), grace=grace, current=current, now=time.time())
+            items = work.carry_out(plan, tell)
     if args.json:
         out.json(_report(items, plan.left, dry_run=args.dry_run))
-    elif args.dry_run:
-        for item in items:
-            _tell(item, args, out)
     if not args.json and not args.quiet:
         _summary(items, plan.left, args, out)
     if failed := [item for item in items if item.failed]:

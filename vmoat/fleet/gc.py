@@ -112,7 +112,7 @@ def _vm_step(row: Row, grace: float, now: float) -> Step:
     if known == () or (since and until <= now):
         return Step(item, lambda: _under_lock(row, lambda: _remove(row)))
     what = f"has the volumes {', '.join(known)}" if known else "may have volumes"
-    action = "stop" if row.up else "keep"
+    action = "stop" if _lives(row) else "keep"
     item = replace(item, action=action, why=f"{row.orphan}; it {what}", until=until)
     return Step(item, lambda: _under_lock(row, lambda: _keep(row, since or now)))
 
@@ -124,7 +124,12 @@ def _volumes(row: Row, folder: Path) -> tuple[str, ...] | None:
     owner = instance.read_owner(row.name)
     if row.state == "running" and owner is not None:
         return removal.ask_volumes(instance.Instance(row.name, row.vm_id), owner)
-    return None if row.up else volumes.known(folder)
+    return None if _lives(row) else volumes.known(folder)
+
+
+def _lives(row: Row) -> bool:
+    """Whether it may have processes: a broken one may hold its memory as well."""
+    return row.state not in ("stopped", "absent")
 
 
 def _since(folder: Path) -> float:
@@ -162,7 +167,7 @@ def _remove(row: Row) -> None:
 def _keep(row: Row, since: float) -> None:
     folder = paths.vm_dir(row.name)
     owner = instance.read_owner(row.name)
-    if row.up and owner is not None:
+    if _lives(row) and owner is not None:
         mine = instance.Instance(row.name, row.vm_id)
         found = removal.ask_volumes(mine, owner) if row.state == "running" else None
         removal.halt(mine, owner)

@@ -100,7 +100,10 @@ def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
 
 
 def _unpruned(worktree: Path) -> str:
-    return f"{worktree} is gone, but git still lists it: `git worktree prune` lets go of it"
+    return (
+        f"{worktree} is gone, but git still lists it: `git worktree repair` where it was moved to, "
+        "else `git worktree prune`"
+    )
 
 
 def _home(git_dir: Path) -> Path:

@@ -1,0 +1,79 @@
+"""ls and gc with a real VM: what is told of it, and that no byte of a removed one's stays."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import Lab, Vm, add_worktree, alive, git, told, wait_until
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture
+def spare(lab: Lab, repository: Path) -> Vm:
+    """A VM of its own, that runs, without a stack."""
+    vm = lab.vm(add_worktree(repository, lab.folder / "wt" / "spare", "spare"), repository)
+    vm.up("vm")
+    return vm
+
+
+def listed(vm: Vm, name: str) -> dict[str, Any]:
+    """The row of a VM, asked for from outside of every worktree."""
+    began = time.monotonic()
+    done = vm.cli("ls", "--json", cwd=vm.home.root, timeout=60)
+    assert done.returncode == 0, told(done)
+    assert time.monotonic() - began < 10
+    rows = json.loads(done.stdout)["vms"]
+    return next((row for row in rows if row["name"] == name), {})
+
+
+def gc(vm: Vm, *words: str, **env: str) -> list[dict[str, Any]]:
+    done = vm.cli("gc", "--json", *words, cwd=vm.home.root, env=env, timeout=200)
+    assert done.returncode == 0, told(done)
+    items: list[dict[str, Any]] = json.loads(done.stdout)["items"]
+    return items
+
+
+def test_ls_and_gc_from_the_first_start_to_the_last_byte(spare: Vm) -> None:
+    name, disks, runtime = spare.name, spare.disks, spare.runtime()
+    spare.root_sh("docker volume create pg-data; docker volume create")
+    row = listed(spare, name)
+    assert (row["state"], row["branch"], row["repository"]) == ("running", "spare", "shop")
+    assert row["memory_bytes"] > 100 << 20
+    assert row["memory_size_bytes"] == 2 << 30
+    assert row["disk_bytes"] > 1 << 20
+    assert row["cpu_seconds"] > 1
+    assert row["cpu_percent"] is not None
+    assert time.time() - row["used_at"] < 60
+    assert {stage["name"]: stage["state"] for stage in row["stages"]}["vm"] == "done"
+
+    session = spare.start("exec", "sleep 30")
+    wait_until(lambda: time.time() - listed(spare, name)["used_at"] < 1, 30)
+    session.kill()
+    session.wait()
+    assert gc(spare) == [], "it is somebody's"
+
+    pids = spare.living()
+    assert pids
+    git(spare.main, "worktree", "remove", "--force", str(spare.worktree))
+    assert "was removed" in listed(spare, name)["orphan"]
+    (item,) = gc(spare, "--dry-run")
+    assert (item["name"], item["action"], item["volumes"]) == (name, "stop", ["pg-data"])
+    assert all(alive(pid) for pid in spare.processes().values()), "a dry run"
+    (item,) = gc(spare)
+    assert (item["action"], item["done"]) == ("stop", True)
+    assert listed(spare, name)["state"] == "stopped"
+    wait_until(lambda: not any(alive(pid) for pid in pids), 30)
+    assert disks.exists()
+    (item,) = gc(spare)
+    assert (item["action"], item["done"]) == ("keep", False)
+
+    (item,) = gc(spare, VMOAT_GC_GRACE="1s")
+    assert (item["action"], item["done"]) == ("remove", True)
+    assert listed(spare, name) == {}
+    assert not any(place.exists() for place in (disks, runtime, spare.home.state / "vms" / name))
+    assert gc(spare) == []
