@@ -233,6 +233,8 @@ def test_the_server_takes_what_watches_with_it_and_leaves_the_work(world: World,
             server.send_signal(getattr(signal, how))
         anyio.run(until, lambda: gone(file))
         assert server.wait(15) == {"end of stdin": 0}.get(how, -getattr(signal, how, 0))
+        said = server.stdout.read().splitlines()
+        assert all(json.loads(line)["jsonrpc"] == "2.0" for line in said), "nothing but protocol"
     assert world.vmoat("wait").returncode == 0
     assert world.reasons() == {}
 
