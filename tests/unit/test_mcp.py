@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from vmoat.mcpserver import calls, tools
 from vmoat.mcpserver.progress import Progress
 from vmoat.mcpserver.server import Server
 from vmoat.output import Output
+from vmoat.state import require_lock
 
 TOOLS = ["plan", "up", "wait", "status", "test", "exec", "logs", "tunnel", "shot", "down", "ls"]
 
@@ -233,8 +235,27 @@ def test_the_server_takes_what_watches_with_it_and_leaves_the_work(world: World,
             server.send_signal(getattr(signal, how))
         anyio.run(until, lambda: gone(file))
         assert server.wait(15) == {"end of stdin": 0}.get(how, -getattr(signal, how, 0))
+        said = server.stdout.read().splitlines()
+        assert all(json.loads(line)["jsonrpc"] == "2.0" for line in said), "nothing but protocol"
     assert world.vmoat("wait").returncode == 0
     assert world.reasons() == {}
+
+
+def test_a_down_that_has_begun_is_left_to_end(world: World) -> None:
+    assert world.work() == 0
+    lock = require_lock(world.context().instance.folder, "the test")  # `down` waits for it
+    with subprocess.Popen(
+        world.argv("mcp"), cwd=world.tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        server.stdin.write(call(1, "down", {}))
+        server.stdin.flush()
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+        anyio.run(until, lambda: fakes.text(children))
+        time.sleep(0.5)  # until it is at the lock
+        server.kill()
+    lock.free()
+    anyio.run(until, lambda: "stop" in world.ran())
 
 
 def call(number: int, tool: str, arguments: dict[str, Any]) -> str:
