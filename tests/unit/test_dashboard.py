@@ -239,7 +239,7 @@ def a_run(folder: Path, run_id: str) -> RunLog:
     log = RunLog(folder, run_id)
     log.open()
     log.write("run_start", pid=os.getpid(), targets=[], force=[])
-    log.write("graph", stages=["vm", "apt", "stack"])
+    log.write("graph", stages=["vm", "apt", "stack", "test"])
     return log
 
 

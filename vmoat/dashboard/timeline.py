@@ -86,7 +86,8 @@ class Timeline:
         if kind == "run_start":
             self._begin(event)
         elif kind == "graph":
-            order = dict.fromkeys(event["stages"])
+            # `up` never runs `test`; where something does, its start brings it in.
+            order = dict.fromkeys(name for name in event["stages"] if name != "test")
             kept = {n: s for n, s in self.stages.items() if n not in order}
             self.stages = {**{n: self.stages.get(n) or _unknown(n) for n in order}, **kept}
         elif kind == "stage_start":
