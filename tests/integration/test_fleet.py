@@ -15,8 +15,10 @@ pytestmark = pytest.mark.vm
 
 @pytest.fixture
 def spare(lab: Lab, repository: Path) -> Vm:
-    """A VM of its own, that runs, without a stack."""
-    vm = lab.vm(add_worktree(repository, lab.folder / "wt" / "spare", "spare"), repository)
+    """A VM that runs, without a stack, and alone in its state folder: gc would take what other
+    tests have left."""
+    tree = add_worktree(repository, lab.folder / "wt" / "spare", "spare")
+    vm = lab.vm(tree, repository, lab.make_home(lab.folder / "fleet"))
     vm.up("vm")
     return vm
 
@@ -31,6 +33,11 @@ def listed(vm: Vm, name: str) -> dict[str, Any]:
     return next((row for row in rows if row["name"] == name), {})
 
 
+def used_now(vm: Vm, name: str) -> bool:
+    before = time.time()
+    return bool(listed(vm, name)["used_at"] >= before)
+
+
 def gc(vm: Vm, *words: str, **env: str) -> list[dict[str, Any]]:
     done = vm.cli("gc", "--json", *words, cwd=vm.home.root, env=env, timeout=200)
     assert done.returncode == 0, told(done)
@@ -40,7 +47,8 @@ def gc(vm: Vm, *words: str, **env: str) -> list[dict[str, Any]]:
 
 def test_ls_and_gc_from_the_first_start_to_the_last_byte(spare: Vm) -> None:
     name, disks, runtime = spare.name, spare.disks, spare.runtime()
-    spare.root_sh("docker volume create pg-data; docker volume create")
+    make = "docker volume create pg-data && docker volume create"
+    wait_until(lambda: spare.root_sh(make)[0] == 0, 60)
     row = listed(spare, name)
     assert (row["state"], row["branch"], row["repository"]) == ("running", "spare", "shop")
     assert row["memory_bytes"] > 100 << 20
@@ -52,18 +60,20 @@ def test_ls_and_gc_from_the_first_start_to_the_last_byte(spare: Vm) -> None:
     assert {stage["name"]: stage["state"] for stage in row["stages"]}["vm"] == "done"
 
     session = spare.start("exec", "sleep 30")
-    wait_until(lambda: time.time() - listed(spare, name)["used_at"] < 1, 30)
+    wait_until(lambda: used_now(spare, name), 30)
+    time.sleep(2)
+    assert used_now(spare, name), "while it lasts"
     session.kill()
     session.wait()
     assert gc(spare) == [], "it is somebody's"
 
-    pids = spare.living()
-    assert pids
+    pids, machine = spare.living(), list(spare.processes().values())
+    assert machine
     git(spare.main, "worktree", "remove", "--force", str(spare.worktree))
     assert "was removed" in listed(spare, name)["orphan"]
     (item,) = gc(spare, "--dry-run")
     assert (item["name"], item["action"], item["volumes"]) == (name, "stop", ["pg-data"])
-    assert all(alive(pid) for pid in spare.processes().values()), "a dry run"
+    assert all(alive(pid) for pid in machine), "a dry run"
     (item,) = gc(spare)
     assert (item["action"], item["done"]) == ("stop", True)
     assert listed(spare, name)["state"] == "stopped"

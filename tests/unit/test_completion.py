@@ -36,7 +36,7 @@ def here(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
 def offered(what: str, prefix: str = "", **before: object) -> dict[str, str]:
     """What a TAB offers for an argument of this kind, after these words."""
     action = argparse.ArgumentParser().add_argument("words", nargs="*")
-    space = argparse.Namespace(**{"path": None, "branch": None, **before})
+    space = argparse.Namespace(**{"path": None, "branches": None, **before})
     complete = completion.Completer(completion.VALUES[what])
     return dict(
         complete(prefix=prefix, action=action, parser=argparse.ArgumentParser(), parsed_args=space)
@@ -50,6 +50,7 @@ def test_stages_are_those_of_the_worktree(here: World) -> None:
     assert "stack" not in offered("stages", words=["stack"]), "it is on the line already"
     (here.repo / "vmoat.toml").write_text('[stages.only]\nrun = "true"\n')
     assert "only" in offered("stages", path=str(here.repo))
+    assert "only" in offered("stages", branches=["main"])
     assert "only" not in found
 
 
@@ -98,7 +99,7 @@ def test_a_tab_changes_nothing_and_says_nothing(
     for what in completion.VALUES:
         offered(what)
         offered(what, path="/no/such/folder")
-        offered(what, branch="nope")
+        offered(what, branches=["nope"])
     assert capfd.readouterr() == ("", "")
 
 

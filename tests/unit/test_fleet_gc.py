@@ -472,6 +472,20 @@ def test_the_disks_of_a_vm_that_runs_for_another_state_folder_are_left(fleet: Fl
     assert fleet.plan() == []
 
 
+def test_a_colima_home_that_no_vm_knows_is_kept_for_the_grace_and_then_removed(
+    fleet: Fleet,
+) -> None:
+    mine = fleet.vm(fleet.tree("any"))
+    homes = paths.data_home() / "colima"
+    for short in ("a" * 12, mine.vm_id[:12], "layers"):
+        (homes / short / "_lima").mkdir(parents=True)
+    (item,) = fleet.plan()
+    assert (item.kind, item.name, item.action) == ("home", str(homes / ("a" * 12)), "keep")
+    age(homes / ("a" * 12))
+    assert [i["done"] for i in fleet.gc()["items"]] == [True]
+    assert sorted(f.name for f in homes.iterdir()) == sorted([mine.vm_id[:12], "layers"])
+
+
 def test_a_dry_run_is_told_in_words(fleet: Fleet) -> None:
     mine = fleet.removed("gone")
     done = fleet.world.vmoat("gc", "--dry-run", cwd=fleet.root)
