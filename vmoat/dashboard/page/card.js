@@ -16,7 +16,7 @@ export function card(vm, ui) {
     <header>
       <h3>${title(vm)}</h3>
       <span class="pill ${status.tone}" data-status><i></i>${status.word}</span>
-      <p class="where">${place(vm)}</p>
+      ${vm.path ? html`<p class="where">${place(vm)}</p>` : nothing}
     </header>
     ${vm.gone ? html`<p class="note warn">${ticked(vm.gone)}</p>` : nothing}
     ${vm.reasons.map((reason) => html`<p class="note bad">${reason}</p>`)}
