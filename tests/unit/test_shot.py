@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,7 +73,7 @@ def words(profile: Path) -> list[str]:
 def take(url: str, folder: Path, *, full: bool = False, limit: float = 30) -> shot.Shot:
     profile = folder / "profile"
     taken = shot.take(words(profile), url, folder / "log", full=full, limit=limit)
-    assert processes(profile) == []
+    wait_until(lambda: not processes(profile))
     return taken
 
 
@@ -81,11 +81,18 @@ def processes(profile: Path) -> list[int]:
     """The processes of a browser with this profile."""
     mark = os.fsencode(f"--user-data-dir={profile}")
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            if mark in entry.read_bytes():
-                found.append(int(entry.parent.name))
+            if mark in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
     return found
+
+
+def wait_until(true: Callable[[], bool], limit: float = 30) -> None:
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def size(picture: bytes) -> tuple[int, int]:
@@ -165,10 +172,7 @@ def test_a_browser_that_hangs_is_ended(tmp_path: Path) -> None:
         with pytest.raises(VmoatError) as caught:
             browser.call("Browser.getVersion", limit=0.5)
         assert caught.value.code == Code.TIMEOUT
-    deadline = time.monotonic() + 10
-    while processes(tmp_path / "p") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes(tmp_path / "p") == []
+    wait_until(lambda: not processes(tmp_path / "p"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -182,12 +186,11 @@ def test_whoever_is_ended_leaves_no_browser(site: str, tmp_path: Path, how: int)
         [sys.executable, "-c", code, f"{site}/endless", tmp_path / "log", *words(profile)],
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 30
-    while len(processes(profile)) < 3 and time.monotonic() < deadline:  # and its helpers
-        time.sleep(0.05)
-    assert len(processes(profile)) >= 3
-    process.send_signal(how)
-    process.wait(20)
-    while processes(profile) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes(profile) == []
+    try:
+        wait_until(lambda: len(processes(profile)) >= 3)  # itself, the browser, a helper
+        process.send_signal(how)
+        process.wait(20)
+        wait_until(lambda: not processes(profile))
+    finally:
+        process.kill()
+        process.wait()
