@@ -446,6 +446,20 @@ def test_only_the_pages_own_load_counts() -> None:
     assert found.loaded
 
 
+def test_requests_of_a_document_that_was_left_are_not_waited_for() -> None:
+    """Chromium says nothing more of them."""
+    clock = Clock()
+    found = gathered(began("1"), clock=clock)
+    number, request = began("2", kind="Document")
+    found.take(number, {**request, "loaderId": "new"}, "S")
+    found.take("Page.frameNavigated", {"frame": {"id": "F", "loaderId": "new"}}, "S")
+    clock.now += 1
+    assert found.quiet_for() == 0, "the new one's own is still under way"
+    found.take("Network.loadingFinished", {"requestId": "2"}, "S")
+    clock.now += 1
+    assert found.quiet_for() == 1
+
+
 def test_a_report_has_a_bound() -> None:
     many = [("Runtime.consoleAPICalled", {"type": "error", "args": [{"value": "x" * 5000}]})]
     found = gathered(*many * (MOST + 7))

@@ -132,7 +132,7 @@ def test_a_bad_page(site: str, tmp_path: Path) -> None:
 def test_a_page_that_goes_elsewhere_is_followed(site: str, tmp_path: Path) -> None:
     report = take(f"{site}/moved", tmp_path).report
     assert (report["final_url"], report["title"]) == (f"{site}/good", "from the api")
-    assert report["ok"]
+    assert (report["ok"], report["quiet"]) == (True, True)
 
 
 def test_a_page_that_is_not_there(site: str, tmp_path: Path) -> None:
