@@ -59,6 +59,8 @@ class McpDriver:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def open(self, url: str) -> None:
         answer = self._tool("new_page", url=url)

@@ -225,18 +225,21 @@ def test_two_worktrees_never_get_one_port(world: World) -> None:
     assert int(port) not in (mine, 0)
 
 
-def test_a_port_that_somebody_else_took_is_changed(world: World) -> None:
+def test_a_port_that_somebody_else_took_is_changed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.work()
     ctx = world.context()
     with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        first = proxy.port(ctx)
-        tunnels.close(ctx)
-        taken.bind(("127.0.0.1", first))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
+        first = taken.getsockname()[1]
+        monkeypatch.setattr(proxy, "PORTS", range(first, first + 20))
+        with tunnels.kept(ctx).change() as table:
+            table[first] = SOCKS
         world.set("taken", str(first))
         second = proxy.port(ctx)
-        assert second in set(proxy.PORTS) - {first}
+    assert second in set(proxy.PORTS) - {first}
     assert tunnels.kept(ctx).read() == {second: SOCKS}
 
 
@@ -444,6 +447,20 @@ def test_only_the_pages_own_load_counts() -> None:
     assert not found.loaded
     found.take("Page.loadEventFired", {}, "S")
     assert found.loaded
+
+
+def test_requests_of_a_document_that_was_left_are_not_waited_for() -> None:
+    """Chromium says nothing more of them."""
+    clock = Clock()
+    found = gathered(began("1"), clock=clock)
+    number, request = began("2", kind="Document")
+    found.take(number, {**request, "loaderId": "new"}, "S")
+    found.take("Page.frameNavigated", {"frame": {"id": "F", "loaderId": "new"}}, "S")
+    clock.now += 1
+    assert found.quiet_for() == 0, "the new one's own is still under way"
+    found.take("Network.loadingFinished", {"requestId": "2"}, "S")
+    clock.now += 1
+    assert found.quiet_for() == 1
 
 
 def test_a_report_has_a_bound() -> None:

@@ -38,6 +38,8 @@ class Evidence:
         """HTTP status of the page's last document."""
         self._clock = clock
         self._open: dict[tuple[str, str], Problem] = {}
+        self._loaders: dict[tuple[str, str], str] = {}
+        """Which document each open request is for."""
         self._told: set[tuple[str, str]] = set()
         self._last = clock()
 
@@ -49,7 +51,10 @@ class Evidence:
 
     def quiet_for(self) -> float:
         """Seconds since the last request began or ended; 0 while one is open."""
-        busy = any(request["type"] not in ENDLESS for request in self._open.values())
+        busy = any(
+            request["type"] not in ENDLESS and not _by_itself(request)
+            for request in self._open.values()
+        )
         return 0.0 if busy else self._clock() - self._last
 
     @property
@@ -95,6 +100,7 @@ class Evidence:
             "method": params["request"]["method"],
             "type": params.get("type", "Other"),
         }
+        self._loaders[session, params["requestId"]] = params.get("loaderId", "")
         self._last = self._clock()
 
     def _answered(self, params: dict[str, Any], session: str) -> None:
@@ -126,7 +132,7 @@ class Evidence:
             "url": params.get("response", {}).get("url", ""), "method": "",
             "type": params.get("type", "Other"),
         }  # fmt: skip
-        if key not in self._told and urlsplit(request["url"]).path != BY_ITSELF:
+        if key not in self._told and not _by_itself(request):
             self._add(self.failed_requests, {**request, "status": status, "error": error})
         self._told.add(key)
 
@@ -137,8 +143,14 @@ class Evidence:
             self.loaded = True
 
     def _navigated(self, params: dict[str, Any], session: str) -> None:
-        if params["frame"]["id"] == self.frame:  # a new document: the load to come is its own
-            self.loaded = False
+        """A new document: the load to come is its own, and of the one before no more is heard."""
+        frame = params["frame"]
+        if frame["id"] != self.frame:
+            return
+        self.loaded = False
+        for key in [key for key in self._open if key[0] == session]:
+            if self._loaders.get(key) != frame.get("loaderId", ""):
+                del self._open[key]
 
 
 HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
@@ -152,6 +164,10 @@ HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
     "Page.frameNavigated": Evidence._navigated,
     "Page.loadEventFired": Evidence._load,
 }
+
+
+def _by_itself(request: Problem) -> bool:
+    return urlsplit(request["url"]).path == BY_ITSELF
 
 
 def _line(place: dict[str, Any]) -> int:
