@@ -145,7 +145,7 @@ def wait(ctx: Context) -> None:
         if verdict.failed is not None:
             raise VmoatError(
                 f"the stack is not healthy: {verdict.reason}",
-                hint=f"`vmoat logs {verdict.failed.service or verdict.failed.name}` shows all",
+                hint=f"`vmoat logs {verdict.failed.name}` shows all",
                 code=Code.STAGE,
                 details=container_lines(ctx, verdict.failed),
             )

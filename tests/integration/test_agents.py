@@ -73,6 +73,8 @@ def test_a_failure_is_explained_on_one_screen(vm: Vm) -> None:
     )
     env = {"VMOAT_UP_COMMAND": line}
     done = vm.cli("up", "--json", env=env)
+    said = vm.cli("wait").stderr.splitlines()
+    vm.ok("docker rm -f crash")
     assert done.returncode == 1
     assert names(done.stdout)[-2:] == ["event", "error"]
     error = json.loads(done.stdout.splitlines()[-1])
@@ -80,10 +82,8 @@ def test_a_failure_is_explained_on_one_screen(vm: Vm) -> None:
     assert error["message"] == "`stack` failed with exit code 5"
     assert error["details"][-3:] == ["words of its own", "--- crash", "words of the dying"]
     assert error["next"] == ["vmoat logs --stage stack", "vmoat up", "vmoat logs crash"]
-    said = vm.cli("wait").stderr.splitlines()
     assert len(said) <= 24
     assert said[-1].startswith("[vmoat] → ")
     for command in error["next"]:
         assert f"`{command}`" in said[-1]
-    vm.ok("docker rm -f crash")
     vm.up()
