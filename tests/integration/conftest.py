@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ORDER = ("test_up", "test_inside", "test_guest_stage", "test_walls", "test_bad_input",
          "test_mcp_session", "test_daily", "test_watch_files", "test_dev_server", "test_two",
-         "test_agents", "test_cache", "test_odds", "test_local", "test_logins", "test_kills",
+         "test_two_agents", "test_cache", "test_odds", "test_local", "test_logins", "test_kills",
          "test_virtiofs", "test_repair", "test_driver_contract",
          "test_host", "test_user")  # fmt: skip
 """Files that only look come first; the last ones break things."""
