@@ -55,6 +55,12 @@ while (my $c = $s->accept) {
 }
 """
 
+SILENT = """\
+use IO::Socket::INET;
+my $s = IO::Socket::INET->new(LocalPort => 9001, Listen => 5, ReuseAddr => 1) or die "no: $!";
+sleep 600;
+"""
+
 
 def serve(vm: Vm, name: str) -> None:
     """A page on 8080, in the stack's container, and what it calls on 9000, in the guest."""
@@ -202,8 +208,9 @@ def test_a_page_error_is_exit_1_and_told(both: tuple[Vm, Vm]) -> None:
 def test_a_shot_that_is_killed_leaves_no_browser(both: tuple[Vm, Vm]) -> None:
     """Of a page that accepts and never answers; the next shot removes its profile."""
     vm = both[0]
-    silent = "$s = IO::Socket::INET->new(LocalPort => 9001, Listen => 5); sleep 600"
-    vm.ok(f"sudo systemd-run -q -G --unit=silent perl -MIO::Socket::INET -e '{silent}'")
+    script = vm.worktree / "build" / "silent.pl"
+    script.write_text(SILENT)
+    vm.ok(f"sudo systemd-run -q -G --unit=silent perl {shlex.quote(str(script))}")
     folder = profiles_of(vm)
     try:
         process = vm.start("shot", "9001", start_new_session=True)
