@@ -25,6 +25,7 @@ LONG = {
     "background, `vmoat wait` follows, `vmoat logs --stage test` shows their output",
     "down": _AGAIN.format("down"),
     "destroy": _AGAIN.format("destroy"),
+    "gc": _AGAIN.format("gc"),
     "doctor": "cut off, `vmoat doctor` again begins anew; nothing goes on",
     "image": "cut off, `vmoat image` again begins anew; nothing goes on",
     "demo": "cut off, it removes its repository and its VM before it ends",

@@ -161,7 +161,7 @@ def test_a_watcher_sees_what_is_waited_for_and_its_time_limit_holds(fleet: Fleet
     fleet.run(b, "up")
     done = fleet.world.vmoat("up", "--json", "--timeout", "3", cwd=third, code=6)
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    lines = [event["text"] for event in events if event["event"] == "line"]
+    lines = [event["text"] for event in events if event.get("event") == "line"]
     assert any(line.startswith("waiting for room: ") for line in lines), lines
     assert any(line.startswith("wt-a runs, ") and "(1 GiB)" in line for line in lines), lines
     fleet.run(a, "down")

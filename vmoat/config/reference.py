@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmoat.config.table import SETTINGS, STAGE_KEYS, Setting
+from vmoat.config.stagetable import STAGE_KEYS
+from vmoat.config.table import SETTINGS, Setting
 from vmoat.config.values import toml_value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmoat.config.errors import config_error
-from vmoat.config.table import EVERY
+from vmoat.config.stagetable import EVERY
 from vmoat.config.values import closest, show
 
 BUILTIN: dict[str, str] = {

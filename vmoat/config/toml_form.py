@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from vmoat.config.errors import config_error
-from vmoat.config.table import BY_KEY, BY_SHELL, STAGE_KEYS
+from vmoat.config.stagetable import STAGE_KEYS
+from vmoat.config.table import BY_KEY, BY_SHELL
 from vmoat.config.values import closest, show, toml_value
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from vmoat.config.errors import config_error, cure_of, name_of
 from vmoat.config.sources import Layer
 from vmoat.config.stages import UserStage
-from vmoat.config.table import BY_KEY, STAGE_KEYS, Setting
+from vmoat.config.stagetable import STAGE_KEYS
+from vmoat.config.table import BY_KEY, Setting
 from vmoat.config.toml_form import Given
 from vmoat.config.values import Bad, Form, checked_text, coerce, relative, show
 

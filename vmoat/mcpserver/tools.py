@@ -187,8 +187,7 @@ async def tunnel(
 ) -> Tunnels:
     """Forward ports of the VM to this machine's localhost, and give their URLs."""
     ended = await calls.run([*words_of(place), "tunnel", "--json", "--", *ports])
-    found = calls.document(ended)
-    return Tunnels.model_validate(found if isinstance(found, dict) else {"tunnels": found})
+    return Tunnels.model_validate(calls.document(ended))
 
 
 async def shot(
