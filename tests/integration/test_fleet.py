@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.fixture
-def spare(lab: Lab, repository: Path) -> Vm:
+def spare(lab: Lab, repository: Path) -> Iterator[Vm]:
     """A VM that runs, without a stack, and alone in its state folder: gc would take what other
     tests have left."""
     tree = add_worktree(repository, lab.folder / "wt" / "spare", "spare")
     vm = lab.vm(tree, repository, lab.make_home(lab.folder / "fleet"))
     vm.up("vm")
-    return vm
+    name = vm.name
+    yield vm
+    vm.cli("destroy", "-f", name, cwd=vm.home.root, timeout=120)  # its worktree may be gone
 
 
 def listed(vm: Vm, name: str) -> dict[str, Any]:

@@ -122,9 +122,10 @@ def _volumes(row: Row, folder: Path) -> tuple[str, ...] | None:
     if not row.vm_id or row.state == "absent":
         return ()  # there is no disk that could hold any
     owner = instance.read_owner(row.name)
-    if row.state == "running" and owner is not None:
-        return removal.ask_volumes(instance.Instance(row.name, row.vm_id), owner)
-    return None if _lives(row) else volumes.known(folder)
+    if _lives(row) and owner is not None:
+        mine = instance.Instance(row.name, row.vm_id)
+        return removal.ask_volumes(mine, owner, state=row.state)
+    return volumes.known(folder)
 
 
 def _lives(row: Row) -> bool:
@@ -169,7 +170,7 @@ def _keep(row: Row, since: float) -> None:
     owner = instance.read_owner(row.name)
     if _lives(row) and owner is not None:
         mine = instance.Instance(row.name, row.vm_id)
-        found = removal.ask_volumes(mine, owner) if row.state == "running" else None
+        found = removal.ask_volumes(mine, owner, state=row.state)
         removal.halt(mine, owner)
         if found is not None:
             volumes.record(folder, found)

@@ -22,13 +22,19 @@ END_SECONDS = 3.0
 """For a process to end before it is killed."""
 
 
-def ask_volumes(mine: Instance, owner: Owner) -> tuple[str, ...] | None:
-    """The named volumes of a VM that runs, in the guest's word; None where it does not answer."""
+def ask_volumes(mine: Instance, owner: Owner, *, state: str) -> tuple[str, ...] | None:
+    """The named volumes of a VM that lives, in the guest's word; None where it does not answer.
+
+    One whose worktree was removed may count as broken, for its shares are gone: it is asked over
+    the connection that there is, and not waited for.
+    """
     from vmoat.guest import Guest
 
     try:
         endpoint = drivers.load(owner.driver).ssh_endpoint(mine.name)
         guest = Guest(endpoint, paths.runtime_dir(mine.vm_id), owner.worktree, {})
+        if state != "running" and not guest.connected():
+            return None
         guest.connect(ASK_SECONDS)
         done = guest.run(volumes.LIST, root=True, check=False, timeout=ASK_SECONDS)
     except (VmoatError, OSError):

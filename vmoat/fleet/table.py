@@ -54,7 +54,7 @@ def idle(row: Row, now: float) -> str:
 
 def memory(row: Row) -> str:
     """What it holds of what it may come to hold."""
-    if not row.up:
+    if not row.up and not row.memory_bytes:  # a broken one may hold some
         return "–"
     held = f"{row.memory_bytes / 2**30:.1f}"
     return (
@@ -64,7 +64,7 @@ def memory(row: Row) -> str:
 
 def cpu(row: Row) -> str:
     """Percent of one CPU where there was a look before, else the time used."""
-    if not row.up:
+    if not row.up and not row.memory_bytes:  # a broken one may hold some
         return "–"
     if row.cpu_percent is not None:
         return f"{row.cpu_percent:.0f}%"
