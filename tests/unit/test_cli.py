@@ -326,7 +326,7 @@ def test_a_full_disk_or_a_defect_is_a_message(
 WORDS = st.one_of(
     st.sampled_from(
         [
-            *(n for n in parser.BY_NAME if n not in ("doctor", "demo", "image", "mcp", "dashboard")),
+            *sorted(set(parser.BY_NAME) - {"doctor", "demo", "image", "mcp", "dashboard"}),
             *("-C", "-w", "-v", "--json", "--timeout", "--force", "--stage", "--tail", "--", "-f"),
             *("--detach", "--help", "--bundle", "--no-up", "apt", "0", "80:80", "", ".", "-"),
         ]

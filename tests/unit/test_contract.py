@@ -269,7 +269,8 @@ def test_with_a_closed_stdin_and_no_terminal_every_command_ends(world: World) ->
         )  # fmt: skip
         assert "Traceback" not in done.stderr, (name, done.stderr)
         assert done.returncode in (0, 1, 2, 3, 4, 5, 125), (name, done.stderr)
-        assert done.returncode == 0 or "ERROR" in done.stderr or name == "doctor", name
+        said = "ERROR" in done.stderr or name in ("doctor", "shot")  # what these find is an answer
+        assert done.returncode == 0 or said, (name, done.stderr)
 
 
 def test_only_what_takes_long_says_something(monkeypatch: pytest.MonkeyPatch) -> None:

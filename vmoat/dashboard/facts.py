@@ -63,7 +63,8 @@ class Facts:
             "driver": row.driver,
             "state": row.state,
             "reasons": list(row.reasons),
-            "working": row.working,
+            # By the same log as the stages: rows are looked at less often.
+            "working": timeline.run.get("state") == "running",
             "health": row.health,
             "urls": [
                 {"service": u.service, "guest": u.guest, "url": u.url} for u in row.urls if u.open
