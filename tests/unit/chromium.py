@@ -66,7 +66,8 @@ class Page:
             time.sleep(0.05)
 
     def click(self, selector: str) -> None:
-        self.until(f"!!document.querySelector({json.dumps(selector)})")
+        """As a person would: a button that is disabled is waited for."""
+        self.until(f"document.querySelector({json.dumps(selector)})?.disabled === false")
         self.js(f"document.querySelector({json.dumps(selector)}).click()")
 
     def size(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:

@@ -46,7 +46,7 @@ from vmoat.companion import process as companion_process
 from vmoat.drivers import Features, SshEndpoint, VmSpec, VmStatus
 from vmoat.errors import Code, VmoatError
 from vmoat.facts import Container, Facts
-from vmoat.fleet import stopping
+from vmoat.fleet import removal, stopping
 from vmoat.forwards import RECORD, Record
 from vmoat.proc import Result
 from vmoat.stage import Stage
@@ -339,6 +339,7 @@ def install(patch: Any = setattr) -> None:
     """Put the fakes in; ``patch`` may be a pytest monkeypatch's ``setattr``."""
     patch(drivers, "load", lambda name: FakeDriver())
     patch(context, "open_guest", FakeGuest)
+    patch(removal, "ASK_SECONDS", 0.2)  # no guest here ever answers ssh
     patch(Stage, "run", _dying_run)
     patch(StageStore, "save", _dying_save)
     patch(proc, "own_argv", lambda *words: [sys.executable, __file__, *words])

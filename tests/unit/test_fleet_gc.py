@@ -84,8 +84,7 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
-    monkeypatch.setattr(removal, "ASK_SECONDS", 0.2)
+def fleet(world: World) -> Iterator[Fleet]:
     made = Fleet(world)
     yield made
     made.close()
