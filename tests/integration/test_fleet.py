@@ -67,7 +67,7 @@ def test_ls_and_gc_from_the_first_start_to_the_last_byte(spare: Vm) -> None:
     time.sleep(2)
     assert used_now(spare, name), "while it lasts"
     session.kill()
-    session.wait()
+    session.communicate()
     assert gc(spare) == [], "it is somebody's"
 
     pids, machine = spare.living(), list(spare.processes().values())

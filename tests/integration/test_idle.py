@@ -28,6 +28,7 @@ def cpu(vm: Vm) -> float:
     return used
 
 
+@pytest.mark.long  # its threshold is a unit test's
 def test_a_stack_that_nobody_uses_is_no_load(lab: Lab, vm: Vm) -> None:
     """The two questions are themselves most of what is counted."""
     time.sleep(5)  # what the tests before left to do

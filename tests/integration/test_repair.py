@@ -101,6 +101,7 @@ def test_the_system_disk_is_truncated(machine: Vm) -> None:
     assert {"script", "stack"} <= set(plan)
 
 
+@pytest.mark.long  # as with the system disk
 def test_docker_s_disk_is_truncated(machine: Vm) -> None:
     """The user's volumes were on it: nothing is thrown away without a word."""
     assert machine.cli("down").returncode == 0
