@@ -10,7 +10,7 @@ from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.drivers import VmSpec
 from vmoat.errors import VmoatError
-from vmoat.fleet import sleep
+from vmoat.fleet import sleep, volumes
 from vmoat.fleet.admission import Room
 from vmoat.guestwork import required_facts
 from vmoat.lifecycle import stop_stack
@@ -84,6 +84,7 @@ def _start(ctx: Context) -> None:
         ctx.driver.create(ctx.spec, ctx.say)
     ctx.driver.start(ctx.spec, ctx.notice)
     sleep.end(ctx.instance.folder)
+    (ctx.instance.folder / volumes.KEPT).unlink(missing_ok=True)  # gc's: it is somebody's again
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
     if warning := dockercontext.ensure(

@@ -61,8 +61,11 @@ class Owner:
     def is_gone(self) -> bool:
         """The worktree was removed: its git folder's parent is readable, the id file is not there.
 
-        An unmounted disk is no removal: then the parent is missing as well.
+        An unmounted disk is no removal: then the parent is missing as well, or is the empty mount
+        point.
         """
+        if any(not os.path.ismount(place) for place in self.mounts):
+            return False
         return self.git_dir.parent.is_dir() and not self.holds_id()
 
 

@@ -91,7 +91,8 @@ def shut_down(ctx: Context, warn: Callable[[str], None]) -> None:
 
     A stack that does not stop is only a warning.  Raises VM where the VM cannot be stopped.
     """
-    write_toml(_volumes_file(ctx.instance), {"names": volumes(ctx)})
+    if (found := _asked_volumes(ctx)) is not None:  # else the record keeps its age: gc goes by it
+        write_toml(_volumes_file(ctx.instance), {"names": found})
     try:
         stop_stack(ctx)
     except VmoatError as error:
@@ -107,13 +108,19 @@ def shut_down(ctx: Context, warn: Callable[[str], None]) -> None:
 
 def volumes(ctx: Context) -> tuple[str, ...]:
     """The named volumes: what a person may miss."""
+    found = _asked_volumes(ctx)
+    return volumes_then(ctx.instance) if found is None else found
+
+
+def _asked_volumes(ctx: Context) -> tuple[str, ...] | None:
+    """Those of a VM that runs, in its dockerd's word; None where it does not answer."""
     if ctx.facts() is None:
-        return volumes_then(ctx.instance)
+        return None
     try:
         done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
     except VmoatError:  # a dockerd that hangs must not be in the way
-        return volumes_then(ctx.instance)
-    return tuple(done.out.split())
+        return None
+    return tuple(done.out.split()) if done.rc == 0 else None
 
 
 def _volumes_file(mine: Instance) -> Path:

@@ -14,6 +14,7 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 - ``ran``         one line for each unit or driver call that did something
 - ``slow``        seconds that a unit takes
 - ``fail-STAGE``  the exit code that the stage's command ends with
+- ``fail-volumes``  dockerd does not list its volumes
 - ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
 - ``no-start``  the VM cannot be started
 - ``local``      the folders that lie on the VM's own disk
@@ -216,7 +217,8 @@ class FakeGuest:
         if script.startswith("stat -c %Y"):  # of a stage's rc
             with contextlib.suppress(OSError):
                 said = str(int((self.folder / "unit-stack" / "rc").stat().st_mtime))
-        return Result(("ssh",), 0, said, "")
+        failed = script == "docker volume ls -q" and bool(text(self.folder / "fail-volumes"))
+        return Result(("ssh",), int(failed), said, "")
 
     def stage(
         self, name: str, command: str, *, attempt: str, root: bool = False, on_line: Any = None,

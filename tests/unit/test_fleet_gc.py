@@ -114,7 +114,8 @@ def disks_of(vm_id: str, *, data: bool, stands_on: str = "") -> Path:
     folder = paths.data_home() / "disks" / vm_id
     folder.mkdir(parents=True)
     (folder / "system.qcow2").write_text("x")
-    (folder / "disks.toml").write_text(f'system = "s"\nimage = "{stands_on}"\n')
+    state = paths.state_home()
+    (folder / "disks.toml").write_text(f'system = "s"\nimage = "{stands_on}"\nstate = "{state}"\n')
     if data:
         (folder / "data.qcow2").write_text("x" * 10_000)
     return folder
@@ -180,7 +181,7 @@ def test_a_dry_run_names_what_gc_then_removes_and_nothing_else(fleet: Fleet) -> 
     (unnamed / ".git" / paths.ID_FILE).unlink()
     grace_over = fleet.removed("grace-over")
     volumes.record(grace_over.folder, ["db"])
-    (grace_over.folder / gc.KEPT).write_text(f"since = {OLD}\n")
+    (grace_over.folder / volumes.KEPT).write_text(f"since = {OLD}\n")
     expected |= {("vm", grace_over.name)}
 
     # One is stopped and kept: it may have volumes, for it runs and does not answer.
@@ -469,6 +470,40 @@ def test_the_disks_of_a_vm_that_runs_for_another_state_folder_are_left(fleet: Fl
     while leftovers._runs_elsewhere("a" * 16) is False and time.monotonic() < deadline:
         time.sleep(0.01)
     assert fleet.plan() == []
+
+
+def test_the_disks_of_another_state_folder_are_left(fleet: Fleet) -> None:
+    folder = disks_of("d" * 16, data=True)
+    (folder / "disks.toml").write_text('system = "s"\nimage = ""\nstate = "/elsewhere"\n')
+    age(folder)
+    assert fleet.plan() == []
+
+
+def test_a_worktree_whose_repository_was_cloned_anew_keeps_its_vm(fleet: Fleet) -> None:
+    fleet.vm(fleet.tree("kept"))
+    os.rename(fleet.world.repo, fleet.root / "old")
+    repository(fleet.world.repo, {})
+    assert fleet.plan() == []
+    (row,) = rows.rows()
+    assert "git worktree repair" in row.left
+
+
+def test_a_vm_that_is_somebody_s_again_has_its_grace_anew(fleet: Fleet) -> None:
+    fleet.world.vmoat("up")
+    mark = paths.vm_dir("wt-tree") / volumes.KEPT
+    mark.write_text(f"since = {OLD}\n")
+    fleet.world.vmoat("down")
+    fleet.world.vmoat("up")
+    assert not mark.exists()
+
+
+def test_a_down_that_cannot_ask_for_volumes_leaves_them_unknown(fleet: Fleet) -> None:
+    fleet.world.vmoat("up")
+    volumes.record(paths.vm_dir("wt-tree"), [])
+    fleet.world.set("fail-volumes", "1")
+    fleet.world.vmoat("up", "--force", "script")
+    fleet.world.vmoat("down")
+    assert volumes.known(paths.vm_dir("wt-tree")) is None
 
 
 def test_a_colima_home_that_no_vm_knows_is_kept_for_the_grace_and_then_removed(

@@ -184,8 +184,8 @@ def write(shot: Shot, stem: Path) -> dict[str, str]:
         files["png"] = f"{stem}.png"
         Path(files["png"]).write_bytes(shot.picture)
     shot.report["files"] = files
-    text = json.dumps(shot.report, indent=2, ensure_ascii=False)
-    Path(files["json"]).write_text(text + "\n")
+    # ASCII: a page may well write half a surrogate pair, which no file could hold
+    Path(files["json"]).write_text(json.dumps(shot.report, indent=2) + "\n")
     return files
 
 

@@ -90,7 +90,7 @@ def down_all(down: Run, args: argparse.Namespace, out: Output) -> int:
     failures: dict[str, VmoatError] = {}
     going = [row for row in rows() if row.up or row.state == "broken" or row.working]
     for row in going:
-        if row.worktree_exists:
+        if row.worktree_exists and not row.orphan:  # a new worktree may be in its place
             one = _with(args, "")
             one.path, one.all = row.worktree, False
             _try(row.name, functools.partial(down, one, out), failures)

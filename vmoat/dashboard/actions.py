@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[str, ...]] = {
 """What a button runs."""
 
 KEEP_LINES = 2000
+LONGEST = 8192
+"""Bytes of one line: a longer one comes in pieces, or it would fill this machine's memory."""
 """Lines of an action's output that are kept."""
 
 
@@ -53,7 +55,7 @@ class Action:
         out = self._process.stdout
         assert out is not None
         with out:
-            for line in out:
+            for line in iter(lambda: out.readline(LONGEST), b""):
                 self.count += 1
                 self.lines.append(
                     {"n": self.count, "stage": self.verb, "kind": "line", "time": time.time(),

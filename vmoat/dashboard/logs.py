@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from vmoat import proc
-from vmoat.dashboard.actions import Action
+from vmoat.dashboard.actions import LONGEST, Action
 from vmoat.dashboard.timeline import Timeline
 from vmoat.output import printable
 
@@ -88,7 +88,7 @@ class Followed:
         out = self._process.stdout
         assert out is not None
         with out:
-            for line in out:
+            for line in iter(lambda: out.readline(LONGEST), b""):
                 text = printable(line.decode(errors="replace"))
                 with contextlib.suppress(queue.Full):  # a page that does not keep up loses lines
                     self._lines.put_nowait(
@@ -104,5 +104,7 @@ class Followed:
         return lines
 
     def close(self) -> None:
+        if self._process.poll() is not None:
+            return  # its number may be another's by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGTERM)

@@ -20,9 +20,6 @@ from vmoat.fleet import leftovers, places, removal, volumes
 from vmoat.fleet.rows import Row
 from vmoat.state import VmLock, read_toml, write_toml
 
-KEPT = "orphan.toml"
-"""In a VM's state folder, from when gc first found it to be nobody's and kept it."""
-
 
 @dataclass(frozen=True)
 class Item:
@@ -134,7 +131,7 @@ def _lives(row: Row) -> bool:
 
 
 def _since(folder: Path) -> float:
-    found = read_toml(folder / KEPT).get("since", 0)
+    found = read_toml(folder / volumes.KEPT).get("since", 0)
     return float(found) if isinstance(found, (int, float)) else 0.0
 
 
@@ -174,7 +171,7 @@ def _keep(row: Row, since: float) -> None:
         removal.halt(mine, owner)
         if found is not None:
             volumes.record(folder, found)
-    write_toml(folder / KEPT, {"since": since})
+    write_toml(folder / volumes.KEPT, {"since": since})
 
 
 # --- carrying it out -----------------------------------------------------------------------------

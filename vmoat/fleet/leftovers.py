@@ -59,6 +59,8 @@ def _disks() -> Iterator[Leftover]:
     """Disks of a VM whose state is gone: only half made, or whole."""
     for folder in folders(paths.data_home() / "disks"):
         vm_id = folder.name
+        if disks.read_record(folder).get("state") != str(paths.state_home()):
+            continue  # another state folder's, whose VMs are not seen from here
         if not unknown(vm_id) or (paths.vms_dir() / vm_id).exists() or _runs_elsewhere(vm_id):
             continue
         whole = (folder / disks.DATA).exists()

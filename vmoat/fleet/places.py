@@ -91,6 +91,8 @@ def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
             return "", f"its id file cannot be read ({error.strerror})"
         if os.path.isdir(owner.git_dir):
             return f"nothing in {worktree} names this VM any more", ""
+        if _text(worktree / ".git") == f"gitdir: {owner.git_dir}":
+            return "", f"{worktree} is there, but no repository knows it (`git worktree repair`)"
         return f"the worktree {worktree} was removed", ""
     if words[:1] == [owner.vm_id]:
         return "", "" if exists else _unpruned(worktree)

@@ -14,6 +14,10 @@ LIST = "docker volume ls -q"
 _ANONYMOUS = re.compile(r"[0-9a-f]{64}")
 """dockerd's own name for a volume that nobody named."""
 
+KEPT = "orphan.toml"
+"""In a VM's state folder, from when gc first found it to be nobody's and kept it, until its next
+start."""
+
 
 def record(folder: Path, names: Iterable[str]) -> None:
     """Write down what a VM has, as it is stopped; ``folder`` is its state folder."""

@@ -16,7 +16,7 @@ from array import array
 from pathlib import Path
 from typing import BinaryIO
 
-from vmoat import proc
+from vmoat import paths, proc
 from vmoat.drivers import Say
 from vmoat.errors import Code, VmoatError
 
@@ -173,7 +173,8 @@ def create(folder: Path, image: Path, digest: str, gib: int, say: Say) -> None:
         (folder / SYSTEM).unlink(missing_ok=True)
         say("making the system disk")
         make_system(folder, image)
-        record |= {"system": secrets.token_hex(16), "image": digest}
+        record |= {"system": secrets.token_hex(16), "image": digest,
+                   "state": str(paths.state_home())}  # fmt: skip
         write_record(folder, record)
     if not (folder / DATA).exists() or not record.get("data"):
         (folder / DATA).unlink(missing_ok=True)
