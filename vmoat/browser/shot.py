@@ -14,7 +14,7 @@ from typing import Any
 from vmoat.browser.argv import VIEWPORT
 from vmoat.browser.cdp import Browser
 from vmoat.browser.evidence import Evidence
-from vmoat.errors import VmoatError
+from vmoat.errors import Code, VmoatError
 
 SCHEMA = "vmoat.shot/1"
 QUIET = 0.5
@@ -174,6 +174,21 @@ class Page:
 
     def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._browser.call(method, params, self.session, limit=PICTURE_LIMIT)
+
+
+def check(stem: Path) -> None:
+    """Raises USAGE where STEM.json is somebody's: `--out app` beside the project's app.json."""
+    file = Path(f"{stem}.json")
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {"schema": SCHEMA}
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise VmoatError(
+            f"{file} is there, and no report of `vmoat shot`",
+            hint="name another file with --out",
+            code=Code.USAGE,
+        )
 
 
 def write(shot: Shot, stem: Path) -> dict[str, str]:

@@ -107,6 +107,7 @@ def shot(args: argparse.Namespace, out: Output) -> int:
     ctx = running(args, out)
     url = target.url_of(ctx, args.page or "")
     stem = _stem(args.out) if args.out else _place(ctx, url)
+    shots.check(stem)
     port = proxy.port(ctx)
     with profiles.throwaway(ctx.instance.vm_id, command) as profile:
         words = [*command, *argv.headless(port, profile, root=is_root())]
@@ -137,7 +138,7 @@ def _place(ctx: Context, url: str) -> Path:
     for file in sorted(folder.glob("*"))[:-KEPT_SHOTS]:
         file.unlink(missing_ok=True)
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", url.partition("://")[2])[:60].strip("-.")
-    return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
+    return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}-{os.getpid()}"
 
 
 def is_root() -> bool:
