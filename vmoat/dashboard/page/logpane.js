@@ -21,6 +21,7 @@ export class LogPane {
     this.lines = [];
     this.stage = "";
     this.paused = false;
+    this.held = false; // paused by the button: no scrolling ends it
     this.missed = 0;
   }
 
@@ -66,7 +67,7 @@ export class LogPane {
 
   scrolled(list) {
     // Who scrolls up wants to read; who comes back to the end wants to follow.
-    this.pause(list.scrollHeight - list.scrollTop - list.clientHeight > 40);
+    if (!this.held) this.pause(list.scrollHeight - list.scrollTop - list.clientHeight > 40);
   }
 
   view(vm) {
@@ -87,7 +88,7 @@ export class LogPane {
           </select></label>` : nothing}
         <span class="space"></span>
         <button class="quiet" data-log="pause" aria-pressed=${this.paused}
-          @click=${() => this.pause(!this.paused)}>${this.paused
+          @click=${() => this.pause((this.held = !this.paused))}>${this.paused
             ? `Follow${this.missed ? ` (${plural(this.missed, "new line")})` : ""}` : "Pause"}</button>
         <button class="quiet" aria-label="close the logs" @click=${() => this.close()}>✕</button>
       </header>
