@@ -7,15 +7,13 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from vmoat.companion import process as companion
 from vmoat.config.detect import detect
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.instance import Instance
+from vmoat.fleet.volumes import LIST, record, recorded
 from vmoat.output import printable
-from vmoat.state import read_toml, write_toml
 
 DOWN_LIMIT = 60.0
 """Seconds for CMD_DOWN; compose gives each container ten to end."""
@@ -92,7 +90,7 @@ def shut_down(ctx: Context, warn: Callable[[str], None]) -> None:
     A stack that does not stop is only a warning.  Raises VM where the VM cannot be stopped.
     """
     if (found := _asked_volumes(ctx)) is not None:  # else the record keeps its age: gc goes by it
-        write_toml(_volumes_file(ctx.instance), {"names": found})
+        record(ctx.instance.folder, found)
     try:
         stop_stack(ctx)
     except VmoatError as error:
@@ -109,7 +107,7 @@ def shut_down(ctx: Context, warn: Callable[[str], None]) -> None:
 def volumes(ctx: Context) -> tuple[str, ...]:
     """The named volumes: what a person may miss."""
     found = _asked_volumes(ctx)
-    return volumes_then(ctx.instance) if found is None else found
+    return recorded(ctx.instance.folder) if found is None else found
 
 
 def _asked_volumes(ctx: Context) -> tuple[str, ...] | None:
@@ -117,16 +115,7 @@ def _asked_volumes(ctx: Context) -> tuple[str, ...] | None:
     if ctx.facts() is None:
         return None
     try:
-        done = ctx.guest.run("docker volume ls -q", root=True, check=False, timeout=20)
+        done = ctx.guest.run(LIST, root=True, check=False, timeout=20)
     except VmoatError:  # a dockerd that hangs must not be in the way
         return None
     return tuple(done.out.split()) if done.rc == 0 else None
-
-
-def _volumes_file(mine: Instance) -> Path:
-    return mine.folder / "volumes.toml"
-
-
-def volumes_then(mine: Instance) -> tuple[str, ...]:
-    """Those that a VM had when it was stopped."""
-    return tuple(map(str, read_toml(_volumes_file(mine)).get("names", ())))

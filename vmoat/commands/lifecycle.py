@@ -11,7 +11,8 @@ from vmoat.companion import process as companion
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.fleet import admission, removal, sleep
-from vmoat.lifecycle import shut_down, stack_command, volumes, volumes_then
+from vmoat.fleet.volumes import recorded
+from vmoat.lifecycle import shut_down, stack_command, volumes
 from vmoat.output import Output
 from vmoat.state import CANCEL_LIMIT, cancel_run, require_lock
 
@@ -308,7 +309,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
             code=Code.USAGE,
         )  # fmt: skip
     mine = instance.Instance(args.name, owner.vm_id)
-    _confirm(args, out, mine.name, str(owner.worktree), volumes_then(mine))
+    _confirm(args, out, mine.name, str(owner.worktree), recorded(mine.folder))
     cancel_run(mine.folder)
     lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
     try:

@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vmoat import proc
 from vmoat.errors import VmoatError
@@ -27,9 +27,15 @@ VERBS: dict[str, tuple[str, ...]] = {
 """What a button runs."""
 
 KEEP_LINES = 2000
+"""Lines of an action's output that are kept."""
 LONGEST = 8192
 """Bytes of one line: a longer one comes in pieces, or it would fill this machine's memory."""
-"""Lines of an action's output that are kept."""
+
+
+def lines_of(out: IO[bytes]) -> Iterator[str]:
+    """What a program prints, a line at a time, until its end."""
+    for line in iter(lambda: out.readline(LONGEST), b""):
+        yield printable(line.decode(errors="replace"))
 
 
 def argv(worktree: str | Path, words: Sequence[str]) -> list[str]:
@@ -55,11 +61,11 @@ class Action:
         out = self._process.stdout
         assert out is not None
         with out:
-            for line in iter(lambda: out.readline(LONGEST), b""):
+            for text in lines_of(out):
                 self.count += 1
                 self.lines.append(
                     {"n": self.count, "stage": self.verb, "kind": "line", "time": time.time(),
-                     "text": printable(line.decode(errors="replace"))}
+                     "text": text}
                 )  # fmt: skip
         code = self._process.wait()
         self.ended = time.time()

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from vmoat import proc
-from vmoat.dashboard.actions import LONGEST, Action
+from vmoat.dashboard.actions import Action, lines_of
 from vmoat.dashboard.timeline import Timeline
-from vmoat.output import printable
 
 Line = dict[str, Any]
 
@@ -88,8 +87,7 @@ class Followed:
         out = self._process.stdout
         assert out is not None
         with out:
-            for line in iter(lambda: out.readline(LONGEST), b""):
-                text = printable(line.decode(errors="replace"))
+            for text in lines_of(out):
                 with contextlib.suppress(queue.Full):  # a page that does not keep up loses lines
                     self._lines.put_nowait(
                         {"n": 0, "stage": "", "kind": "line", "time": time.time(), "text": text}
