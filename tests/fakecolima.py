@@ -221,7 +221,11 @@ def provision(mine: Instance) -> None:
     if not override.exists():
         return
     for entry in json.loads(override.read_text()).get("provision", []):
-        guest_script(mine.folder, entry["script"])
+        code = guest_script(mine.folder, entry["script"])
+        if code == 0 and not (scene() / "quiet-console").exists():
+            token = text(mine.folder / "guest-boot")  # what cloud-init prints goes to a console
+            line = f"[   65.156263] cloud-init[464]: vmoat-boot: ready {token}\r\n"
+            (mine.folder / "serialv.log").write_text(line)
 
 
 def stop(words: list[str]) -> int:
@@ -323,6 +327,8 @@ def guest(folder: Path) -> int:
     script = sys.stdin.read()
     asked = re.search(r'cat /run/vmoat/boot 2>/dev/null\)" = (\w+) \]', script)
     if asked:
+        with open(scene() / "guest", "a") as file:
+            file.write("asked\n")
         return 0 if text(folder / "guest-boot") == asked[1] else 1
     if "docker volume ls" in script:
         with open(scene() / "guest", "a") as file:

@@ -70,9 +70,16 @@ fi
 grep -qs /etc/vmoat/gitconfig /etc/gitconfig ||
   printf '[include]\n\tpath = /etc/vmoat/gitconfig\n' >>/etc/gitconfig
 for home in /root "$VMOAT_HOME"; do docker_config "$home"; done
-if [ "$new" = 1 ]; then
-  systemctl daemon-reload
-  systemctl reload ssh.service 2>/dev/null || systemctl reload sshd.service
+if [ "$new" != 0 ]; then
+  # root's first login would wait for its service manager (1.3 s under emulation)
+  loginctl enable-linger root 2>/dev/null
+  # In a VM's first boot systemd has read none of these files, Colima makes it read all of them
+  # before it starts dockerd, and nobody is to log in before Lima's boot is over (2 s of it).
+  later=--no-block
+  if [ "$new" != first ] || systemctl -q is-active docker.service; then
+    later= && systemctl daemon-reload
+  fi
+  systemctl reload $later ssh.service 2>/dev/null || systemctl reload $later sshd.service
   systemctl restart --no-block vmoat-watch.service
   # before Colima has started it, this does nothing
   systemctl try-restart docker.service
@@ -92,6 +99,10 @@ redirect_dir=off,index=off,metacopy=off,xino=off" vmoat-git "$1" ||
 view /home/ann/src/app/.git
 [ ! -s /etc/vmoat/local.sh ] || sh /etc/vmoat/local.sh || failed=1
 [ -z "$failed" ] || exit 1
-[ "$new" != 1 ] || echo "$VMOAT_FILES" >/etc/vmoat/equipped
+[ "$new" = 0 ] || echo "$VMOAT_FILES" >/etc/vmoat/equipped
 echo "$VMOAT_TOKEN" >/run/vmoat/boot
-say ready
+say "ready $VMOAT_TOKEN"
+# While Colima still sets up dockerd: the first `docker compose up` would wait for their pages.
+systemd-run --quiet --no-block --collect --nice=19 --unit=vmoat-warm \
+  sh -c 'docker compose version; docker buildx version' >/dev/null 2>&1
+exit 0

@@ -137,6 +137,17 @@ def test_the_guest_is_prepared_by_lima_itself(scene: Scene) -> None:
     scene.up(spec)
     token = scene.driver.status(spec.name).boot
     assert scene.guest() == [f"boot {token} copied=''"], "by its override.yaml, once"
+    scene.driver.stop(spec.name)
+    scene.up(spec)
+    assert scene.guest()[-1] == "asked", "a known guest shows the key that it showed before"
+
+
+def test_a_guest_that_says_nothing_on_its_console_is_asked(scene: Scene) -> None:
+    (scene.folder / "quiet-console").touch()
+    spec = scene.spec()
+    scene.up(spec)
+    token = scene.driver.status(spec.name).boot
+    assert scene.guest() == [f"boot {token} copied=''", "asked"]
 
 
 def test_nothing_of_the_users_own_is_touched(scene: Scene) -> None:
@@ -409,7 +420,7 @@ def test_a_second_vm_begins_with_the_first_ones_data(scene: Scene) -> None:
     assert "copied=1" in scene.guest()[-2]
     scene.driver.stop("wt-b")
     scene.up(second)
-    assert scene.guest()[-1].endswith("copied=''"), "once"
+    assert scene.guest()[-2].endswith("copied=''"), "once"
 
 
 @pytest.mark.parametrize("how", ["runs", "killed", "off", "another repository", "larger"])

@@ -18,15 +18,15 @@ KEYS = ("ed25519", "ecdsa,rsa")
 """What is asked for, one after the other: each kind is a connection of its own."""
 
 
-def pin(name: str, end: SshEndpoint) -> None:
+def pin(name: str, end: SshEndpoint) -> bool:
     """Keep the guest's host key at the first contact; later ones must show the same.
 
-    By the name that ``vmoat.ssh`` looks it up, not by the port, which changes.  Raises VM where
-    the guest shows none.
+    By the name that ``vmoat.ssh`` looks it up, not by the port, which changes.  Returns whether
+    this was the first contact.  Raises VM where the guest shows no key.
     """
     target = look.known_hosts(name)
     if target.exists() and target.stat().st_size:
-        return
+        return False
     rows: list[str] = []
     for kinds in KEYS:
         words = ["ssh-keyscan", "-T", str(SCAN_SECONDS), "-t", kinds, "-p", str(end.port), end.host]
@@ -46,6 +46,7 @@ def pin(name: str, end: SshEndpoint) -> None:
     new = target.with_suffix(".new")
     new.write_text("".join(f"{ssh.ALIAS} {row}\n" for row in rows))
     new.replace(target)
+    return True
 
 
 def as_root(end: SshEndpoint, script: str, *, timeout: float, check: bool = True) -> proc.Result:

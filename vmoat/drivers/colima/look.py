@@ -50,6 +50,22 @@ def finished(name: str) -> bool:
     return words.last(paths.vm_dir(name) / words.LOG) == "done"
 
 
+def said_ready(place: Place, token: str) -> bool:
+    """Whether the guest said on a console that this boot is prepared (``equip``'s last words).
+
+    False proves nothing: what cloud-init prints there is up to the image.
+    """
+    said = f"vmoat-boot: ready {token}".encode()
+    return any(said in _bytes(file) for file in place.instance.glob("serial*.log"))
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
 def disk_id(place: Place) -> str:
     """Which system disk this is; another one for each instance that is made."""
     try:

@@ -239,13 +239,15 @@ def _prepare(spec: VmSpec, place: Place, host: Host, say: Say) -> None:
             hint="`vmoat logs --console` shows how far it came",
             code=Code.VM,
         )
-    guestlink.pin(spec.name, end)
+    first = guestlink.pin(spec.name, end)
     agent = look.told(look.agent(place))
     if known.agent not in ("", agent):
         known.token = secrets.token_hex(8)  # somebody else started it
     known.token = known.token or secrets.token_hex(8)
     boot = _boot(spec, place, known, known.token, known.walled)
-    guestlink.equip(end, boot, guestlink.given(spec, place))
+    # a login for nothing would cost a first `up` a second
+    if not first or not look.said_ready(place, known.token):
+        guestlink.equip(end, boot, guestlink.given(spec, place))
     if layers.copied(place):
         say("removing the other VM's containers and volumes; its images stay")
         guestlink.as_root(end, equip.clean_script(boot), timeout=300)
