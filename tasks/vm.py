@@ -165,7 +165,7 @@ def fixed(ctx: Context) -> tuple[str, ...]:
 def what_changed(old: dict[str, Any], new: dict[str, Any], fixed: tuple[str, ...] = ()) -> str:
     """The first thing that a restart is needed for; "" where the VM is as asked."""
     for key, name in _NAMES.items():
-        if key in fixed or (key == "kind" and key not in old):  # recorded by an older vmoat
+        if key in fixed:
             continue
         was, now = old.get(key), new[key]
         if key == "disk":

@@ -79,9 +79,6 @@ class VmSpec:
         facts = asdict(self)
         for name in ("mirror", "local", "layers"):
             facts.pop(name)
-        for name in ("kind", "start_args"):
-            if not facts[name]:
-                facts.pop(name)
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
