@@ -217,13 +217,16 @@ class Connection:
     def close(self) -> None:
         """End the masters with every session and forward; quiet when there is none.
 
-        What was asked to be forwarded stays on record.
+        Their ports are free then.  What was asked to be forwarded stays on record.
         """
+        asked = []
         for root in (False, True):
             if self.alive(root=root):
+                asked.append(self.pid(root=root))
                 self.control("exit", root=root)
             with contextlib.suppress(FileNotFoundError):
                 self.socket(root=root).unlink()
+        _wait_for_their_ports(asked)
 
     def _write_config(self) -> None:
         text = ssh_config(self.endpoint, self.folder, forward_agent=self._forward_agent)
@@ -246,9 +249,7 @@ class Connection:
                     # Asked to end, it would remove the socket of whoever came after it.
                     os.kill(int(entry.name), signal.SIGKILL)
                     found.append(int(entry.name))
-        deadline = time.monotonic() + ORPHAN_SECONDS
-        while any(map(netports.listening_ports, found)) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        _wait_for_their_ports(found)
         return bool(found)
 
     def pid(self, *, root: bool = False) -> int:
@@ -331,3 +332,10 @@ class Connection:
             process.kill()
             out, _ = process.communicate()
         return process.returncode, out.decode(errors="replace").strip()
+
+
+def _wait_for_their_ports(pids: list[int]) -> None:
+    """Until masters that were told to end listen on no port: `-O exit` answers before that."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while any(map(netports.listening_ports, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
