@@ -82,6 +82,14 @@ def lines(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """A TCP port, 0 for any; argparse says "invalid port value" where this raises."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError(text)
+    return value
+
+
 COMMON = (
     arg("-C", dest="path", metavar="PATH", completes="folders",
         help="act on the worktree at PATH"),
@@ -227,7 +235,7 @@ COMMANDS = (
         "dashboard", "dashboard", "every worktree on one local page: stages, logs, URLs, buttons",
         (
             arg("--no-open", action="store_true", help="do not open the browser"),
-            arg("--port", type=int, metavar="PORT",
+            arg("--port", type=port, metavar="PORT",
                 help="listen there; else where the last one did, or on a free one"),
             arg("--json", action="store_true", help="answer in JSON, and open no browser"),
         ),

@@ -29,7 +29,7 @@ from vmoat.dashboard.server import Dashboard
 from vmoat.dashboard.timeline import Timeline
 from vmoat.state import RunLog, VmLock
 
-GATE = Gate(7000, redeem=lambda word: word == "once-good", token="T", session="S")
+GATE = Gate(7000, redeem=lambda word: word == "once-good", token="T", session="S", page="P")
 HOST = {"host": "127.0.0.1:7000"}
 MINE = {**HOST, "cookie": "vmoat-7000=S"}
 ORIGIN = {"origin": "http://127.0.0.1:7000"}
@@ -54,21 +54,26 @@ ORIGIN = {"origin": "http://127.0.0.1:7000"}
         ("GET", "/", MINE, Verdict.SERVE),
         ("GET", "/", {**MINE, "sec-fetch-site": "none"}, Verdict.SERVE),
         ("GET", "/", {**HOST, "cookie": '{a}="b; c; vmoat-7000=S; d='}, Verdict.SERVE),
-        ("GET", "/events", {**MINE, "sec-fetch-site": "same-origin"}, Verdict.SERVE),
-        ("POST", "/act", {**MINE, **ORIGIN}, Verdict.SERVE),
+        ("GET", "/events?page=P", {**MINE, "sec-fetch-site": "same-origin"}, Verdict.SERVE),
+        ("POST", "/act?page=P", {**MINE, **ORIGIN}, Verdict.SERVE),
+        # facts and buttons: the cookie, which other ports are told, is not enough
+        ("GET", "/events", MINE, Verdict.REFUSE),
+        ("GET", "/events?page=T", MINE, Verdict.REFUSE),
+        ("GET", "/events?page=P&page=P", MINE, Verdict.REFUSE),
+        ("POST", "/act", {**MINE, **ORIGIN}, Verdict.REFUSE),
         ("GET", "/", HOST, Verdict.REFUSE),
-        ("GET", "/events", HOST, Verdict.REFUSE),
-        ("GET", "/events", {**HOST, "cookie": "vmoat-7000=T"}, Verdict.REFUSE),
-        ("GET", "/events", {**HOST, "cookie": "vmoat-7001=S"}, Verdict.REFUSE),
-        ("GET", "/events?token=T", HOST, Verdict.REFUSE),
+        ("GET", "/events?page=P", HOST, Verdict.REFUSE),
+        ("GET", "/events?page=P", {**HOST, "cookie": "vmoat-7000=T"}, Verdict.REFUSE),
+        ("GET", "/events?page=P", {**HOST, "cookie": "vmoat-7001=S"}, Verdict.REFUSE),
+        ("GET", "/events?token=T&page=P", HOST, Verdict.REFUSE),
         # another site, another port of this one, a frame's null origin
         ("GET", "/", {**MINE, "sec-fetch-site": "cross-site"}, Verdict.REFUSE),
         ("GET", "/", {**MINE, "sec-fetch-site": "same-site"}, Verdict.REFUSE),
-        ("GET", "/events", {**MINE, "sec-fetch-site": "none"}, Verdict.REFUSE),
-        ("GET", "/events", {**MINE, "origin": "http://127.0.0.1:8080"}, Verdict.REFUSE),
-        ("GET", "/events", {**MINE, "origin": "null"}, Verdict.REFUSE),
-        ("POST", "/act", MINE, Verdict.REFUSE),
-        ("POST", "/act", {**MINE, "origin": "http://localhost:7000"}, Verdict.REFUSE),
+        ("GET", "/events?page=P", {**MINE, "sec-fetch-site": "none"}, Verdict.REFUSE),
+        ("GET", "/events?page=P", {**MINE, "origin": "http://127.0.0.1:8080"}, Verdict.REFUSE),
+        ("GET", "/events?page=P", {**MINE, "origin": "null"}, Verdict.REFUSE),
+        ("POST", "/act?page=P", MINE, Verdict.REFUSE),
+        ("POST", "/act?page=P", {**MINE, "origin": "http://localhost:7000"}, Verdict.REFUSE),
         # a name that was rebound to the loopback
         ("GET", "/", {**MINE, "host": "evil.example:7000"}, Verdict.REFUSE),
         ("GET", "/?token=T", {"host": "evil.example:7000"}, Verdict.REFUSE),
@@ -76,7 +81,7 @@ ORIGIN = {"origin": "http://127.0.0.1:7000"}
         ("GET", "/", {**MINE, "host": "127.0.0.1:7001"}, Verdict.REFUSE),
         ("GET", "/", {"cookie": "vmoat-7000=S"}, Verdict.REFUSE),
         ("DELETE", "/", MINE, Verdict.REFUSE),
-        ("OPTIONS", "/act", {**MINE, **ORIGIN}, Verdict.REFUSE),
+        ("OPTIONS", "/act?page=P", {**MINE, **ORIGIN}, Verdict.REFUSE),
     ],
 )  # fmt: skip
 def test_who_is_answered(
@@ -164,7 +169,7 @@ def test_the_first_page_gives_the_cookie_and_goes_on(served: Dashboard) -> None:
     assert code == 200
     assert "HttpOnly; SameSite=Strict" in headers["set-cookie"]
     assert served.gate.token not in headers["set-cookie"]
-    assert b"url=/" in body
+    assert f"url=/#{served.gate.page}".encode() in body
     code, headers, body = ask(served, "GET", "/", Cookie=headers["set-cookie"].split(";")[0])
     assert code == 200
     assert b"app.js" in body
@@ -181,24 +186,54 @@ def test_only_the_pages_own_files_are_served(served: Dashboard) -> None:
 
 
 def test_a_button_runs_its_command_in_a_worktree_that_is_shown(served: Dashboard) -> None:
-    good = {"key": "wt-a", "verb": "up"}
-    assert ask(served, "POST", "/act", good, **mine(served))[0] == 200
+    good, act = {"key": "wt-a", "verb": "up"}, f"/act?page={served.gate.page}"
+    assert ask(served, "POST", act, good, **mine(served))[0] == 200
     deadline = time.monotonic() + 10
     while served.actions.of("wt-a")["up"]["code"] is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert served.actions.of("wt-a")["up"]["code"] == 0
     for bad in ({"key": "/etc", "verb": "up"}, {"key": "wt-a", "verb": "destroy"}, [], "x"):
-        assert ask(served, "POST", "/act", bad, **mine(served))[0] == 404
+        assert ask(served, "POST", act, bad, **mine(served))[0] == 404
     plain = {**mine(served), "Content_Type": "text/plain"}  # what a form could send
-    assert ask(served, "POST", "/act", good, **plain)[0] == 404
+    assert ask(served, "POST", act, good, **plain)[0] == 404
     other = {**mine(served), "Origin": "http://127.0.0.1:8080"}
-    assert ask(served, "POST", "/act", good, **other)[0] == 403
+    assert ask(served, "POST", act, good, **other)[0] == 403
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_user_of_this_machine_gets_nothing(served: Dashboard) -> None:
+    """Not even with the token: a browser's command line can be read by everybody."""
+    request = f"GET /?token={served.gate.token} HTTP/1.1\r\nHost: 127.0.0.1:{served.server_port}"
+    program = (
+        "import encodings.idna, os, socket, sys; os.setuid(65534)\n"
+        "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10)\n"
+        "link.sendall(sys.argv[2].encode() + b'\\r\\n\\r\\n')\n"
+        "try: print(len(link.recv(100)))\n"
+        "except ConnectionError: print(0)\n"
+    )
+    words = [sys.executable, "-c", program, str(served.server_port), request]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_the_end_of_a_dashboard_ends_what_its_pages_follow(served: Dashboard) -> None:
+    followed = Followed(["sleep", "600"])
+    served.open_log = lambda key, name: followed
+    connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=10)
+    headers = {n.replace("_", "-"): v for n, v in mine(served).items()}
+    connection.request("GET", f"/events?page={served.gate.page}&log=stack", headers=headers)
+    answer = connection.getresponse()
+    assert answer.readline()
+    served.hub.stop()
+    assert followed._process.wait(20) == -signal.SIGTERM
+    answer.close()
+    connection.close()
 
 
 def test_the_stream_begins_with_all_there_is(served: Dashboard) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=10)
     headers = {n.replace("_", "-"): v for n, v in mine(served).items()}
-    connection.request("GET", "/events", headers=headers)
+    connection.request("GET", f"/events?page={served.gate.page}", headers=headers)
     answer = connection.getresponse()
     assert answer.getheader("Content-Type") == "text/event-stream"
     found: dict[str, Any] = {}
@@ -280,6 +315,23 @@ def test_a_stage_that_still_holds_keeps_its_time_and_reason(tmp_path: Path) -> N
     timeline.look()
     apt = timeline.stages["apt"]
     assert (apt["state"], apt["reason"], apt["seconds"]) == ("done", "never run", 25.7)
+
+
+def test_the_end_of_a_run_is_told_though_others_have_followed(tmp_path: Path) -> None:
+    timeline = Timeline(tmp_path)
+    for number, name in enumerate(("one", "two", "three")):
+        log = a_run(tmp_path, name)
+        os.utime(log.file, (number, number))
+        if name == "one":
+            timeline.look()
+            log.write("line", text="the last of one")
+            os.utime(log.file, (number, number))
+        log.write("line", text=f"of {name}")
+        os.utime(log.file, (number, number))
+    timeline.look()
+    timeline.look()
+    said = [line["text"] for line in timeline.lines if line["kind"] == "line"]
+    assert said == ["the last of one", "of one", "of two", "of three"]
 
 
 def test_a_killed_worker_leaves_no_stage_running(tmp_path: Path) -> None:
@@ -385,6 +437,14 @@ def test_the_browsers_arguments_hold_no_lasting_secret(
     started.terminate()
     started.communicate(timeout=20)
     assert answers == [200, 403]
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "x"])
+def test_a_port_that_is_none_is_an_error_of_the_command_line(homes: Path, port: str) -> None:
+    asked = start_dashboard("--no-open", f"--port={port}")
+    said = asked.communicate(timeout=20)[1]
+    assert asked.returncode == 2
+    assert f"--port: invalid port value: '{port}'" in said
 
 
 def test_a_taken_port_that_was_asked_for_is_an_error(homes: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from conftest import World
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.hub import Hub
+from vmoat.dashboard.logs import Source
 from vmoat.dashboard.server import Dashboard
 
 pytestmark = needed
@@ -113,6 +115,41 @@ def test_the_log_follows_pauses_and_is_filtered_by_stage(world: World, page: Pag
     page.until("!document.querySelector('.logs')")
 
 
+def test_a_log_that_ended_with_the_vm_is_followed_again(
+    world: World, page: Page, served: Dashboard
+) -> None:
+    world.vmoat("up")
+    opened: list[str] = []
+    before = served.open_log
+
+    def counted(key: str, name: str) -> Source | None:
+        opened.append(name)
+        return before(key, name)
+
+    served.open_log = counted
+    page.click(f"{CARD} [data-verb=logs]")
+    tabs = "[...document.querySelectorAll('[role=tab]')]"
+    page.js(f"{tabs}.find((tab) => tab.innerText === 'Stack').click()")
+    page.until("document.querySelector('[aria-selected=true]').innerText === 'Stack'")
+    world.vmoat("down")
+    page.until(f"document.querySelector('{CARD} [data-status]').innerText === 'stopped'")
+    assert opened == ["stages", "stack"]
+    world.vmoat("up")
+    page.until(f"document.querySelector('{CARD} [data-status]').innerText === 'healthy'")
+    deadline = time.monotonic() + 20
+    while len(opened) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert opened == ["stages", "stack", "stack"]
+
+
+def test_a_reload_and_a_second_tab_show_it_still(page: Page, served: Dashboard) -> None:
+    page.js("window.before = true")
+    for way in ("location.reload()", f"location.href = 'http://127.0.0.1:{served.server_port}/'"):
+        page.js(f"window.before = true; {way}")
+        page.until("!window.before && !!document.querySelector('.link.live')")
+    assert page.js("location.hash") == ""
+
+
 def test_the_tests_run_and_what_they_say_is_shown(world: World, page: Page) -> None:
     world.vmoat("up")
     page.click(f"{CARD} [data-verb=test]")
@@ -171,9 +208,9 @@ def test_another_page_in_the_same_browser_gets_nothing(
         fetch("{target}" + path, {{credentials: "include", ...options}})
           .then(async (r) => tries[name] = [r.status, (await r.text()).length, r.type])
           .catch((error) => tries[name] = "refused");
-      await get("read", "/events");
+      await get("read", "/events?page={served.gate.page}");
       await get("blind", "/", {{mode: "no-cors"}});
-      await get("act", "/act", {{method: "POST", mode: "no-cors",
+      await get("act", "/act?page={served.gate.page}", {{method: "POST", mode: "no-cors",
         body: JSON.stringify({{key: "wt-tree", verb: "down"}})}});
       tries.frame = await new Promise((done) => {{
         const frame = document.createElement("iframe");
@@ -200,9 +237,10 @@ def test_another_page_in_the_same_browser_gets_nothing(
         tries = json.loads(stranger.js(script))
         sent, got = stranger.exchanges(target)
         stranger.open("about:blank")
-    assert served.gate.cookie_name in sent["/act"]["cookie"]  # or it would prove nothing
+    act = f"/act?page={served.gate.page}"
+    assert served.gate.cookie_name in sent[act]["cookie"]  # or it would prove nothing
     assert set(got.values()) == {403}
-    assert {"/events", "/", "/act", "/app.js"} <= set(got)
+    assert {f"/events?page={served.gate.page}", "/", act, "/app.js"} <= set(got)
     assert tries == {
         "read": "refused", "blind": [0, 0, "opaque"], "act": [0, 0, "opaque"],
         "frame": "closed", "script": "refused",

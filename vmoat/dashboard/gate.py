@@ -7,7 +7,13 @@ can send requests to the loopback.  So a request needs all of:
 - an ``Origin`` that is ours, where there is one, and ``Sec-Fetch-Site`` (W3C Fetch Metadata) that
   says so.  "same-site" is not enough: sites don't know ports, and a worktree's own page behind a
   tunnel is one port away;
-- the cookie, which is given once for the token or for a ticket in the first page's URL.
+- the cookie, which is given once for the token or for a ticket in the first page's URL;
+- for facts and for buttons, also the page's secret.  A browser sends a cookie to every port of its
+  host, so a worktree's own server, opened as 127.0.0.1, is told ours.  What a page stores is shared
+  by its own port alone (HTML standard, 12.2: storage is partitioned by origin).
+
+``server`` asks besides whose connection it is: the ticket in a browser's command line can be read
+by everybody on this machine.
 """
 
 from __future__ import annotations
@@ -29,6 +35,10 @@ class Verdict(Enum):
     SERVE = "serve"
 
 
+GUARDED = ("/events", "/act")
+"""What tells facts, or does something; the rest is the page's own files."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """The secrets of one dashboard.
@@ -40,6 +50,7 @@ class Gate:
     redeem: Callable[[str], bool] = lambda word: False
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     session: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    page: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     @property
     def url(self) -> str:
@@ -73,7 +84,14 @@ class Gate:
             return self._welcome(parts.query, headers)
         if not self._same_origin(method, parts.path, host, headers):
             return Verdict.REFUSE
-        return Verdict.SERVE if self._has_cookie(headers.get("cookie", "")) else Verdict.REFUSE
+        if not self._has_cookie(headers.get("cookie", "")):
+            return Verdict.REFUSE
+        known = parts.path not in GUARDED or self._has_page(parts.query)
+        return Verdict.SERVE if known else Verdict.REFUSE
+
+    def _has_page(self, query: str) -> bool:
+        words = parse_qs(query).get("page", [])
+        return len(words) == 1 and _same(words[0], self.page)
 
     def _welcome(self, query: str, headers: Mapping[str, str]) -> Verdict:
         """A person may come from a terminal or another page; a script or a frame may not."""

@@ -19,6 +19,8 @@ PERIOD = 0.5
 """Seconds between two looks."""
 SAMPLE = 5.0
 """Seconds between two points of the history."""
+STREAM_SECONDS = 3.0
+"""For streams to see that the dashboard ends."""
 POINTS = 720
 """Points that are kept: an hour."""
 
@@ -29,6 +31,7 @@ class Hub:
     def __init__(self, look: Look) -> None:
         self._look = look
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
         self._wake = threading.Event()
         self.over = False
         """Whether the dashboard ends: streams do then, too."""
@@ -45,8 +48,11 @@ class Hub:
         threading.Thread(target=self._loop, daemon=True).start()
 
     def stop(self) -> None:
+        """End the looks, and every stream with what it follows; returns when they have ended."""
         self.over = True
         self._wake.set()
+        with self._left:
+            self._left.wait_for(lambda: not self._watchers, STREAM_SECONDS)
 
     def _loop(self) -> None:
         while not self.over:
@@ -65,6 +71,7 @@ class Hub:
         finally:
             with self._lock:
                 self._watchers -= 1
+                self._left.notify_all()
 
     def nudge(self) -> None:
         """Something was done: look at once."""

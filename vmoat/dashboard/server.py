@@ -5,6 +5,7 @@ The standard library's server is enough: one user, a few connections, nothing to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -15,7 +16,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from vmoat import __version__
+from vmoat import __version__, netports
 from vmoat.dashboard.actions import VERBS, Actions
 from vmoat.dashboard.gate import Gate, Verdict
 from vmoat.dashboard.hub import Hub
@@ -47,10 +48,11 @@ TYPES = {
 }
 """What is served of ``page/``, by the end of its name."""
 
-WELCOME = b"""<!doctype html><meta charset="utf-8"><title>vmoat</title>
-<link rel="icon" href="/icon.svg"><meta http-equiv="refresh" content="0;url=/">
+WELCOME = """<!doctype html><meta charset="utf-8"><title>vmoat</title>
+<link rel="icon" href="/icon.svg"><meta http-equiv="refresh" content="0;url=/#{page}">
 """
-"""Answers the URL with the token.  No redirect: one that began on another site, or in another
+"""Answers the URL with the token.  The page takes its secret from the fragment, which no server is
+told, and keeps it.  No redirect: one that began on another site, or in another
 program, comes without the cookie (SameSite=Strict); a page that goes on by itself does not."""
 
 BODY_LIMIT = 4096
@@ -89,6 +91,12 @@ class Dashboard(ThreadingHTTPServer):
         self.actions = actions
         self.open_log = open_log
 
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Another user of this machine is not answered at all, whatever he has read; root is: he
+        may be a forward of sshd's."""
+        uid = netports.owner(client_address[1], self.server_port)
+        return uid in (None, 0, os.getuid())
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Silent: a traceback would hold request lines, and these the token."""
 
@@ -111,7 +119,9 @@ class Handler(BaseHTTPRequestHandler):
         if verdict is Verdict.REFUSE:
             self._refuse()
         elif verdict is Verdict.WELCOME:
-            self._send(WELCOME, TYPES["html"], {"Set-Cookie": self.server.gate.cookie})
+            gate = self.server.gate
+            body = WELCOME.format(page=gate.page).encode()
+            self._send(body, TYPES["html"], {"Set-Cookie": gate.cookie})
         elif self.command == "POST":
             self._post(parts.path)
         elif parts.path == "/events":
@@ -195,22 +205,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, query: dict[str, str]) -> None:
         """Until the page goes: all worktrees whenever something changed, and one's log."""
-        source = self.server.open_log(query.get("key", ""), query.get("log", ""))
         self.close_connection = True
         self.send_response_only(200)
         self.send_header("Content-Type", "text/event-stream")
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
-        try:
-            with self.server.hub.watching():
+        # A page that has gone, at any line, is no error.
+        with contextlib.suppress(OSError), self.server.hub.watching():
+            source = self.server.open_log(query.get("key", ""), query.get("log", ""))
+            try:
                 for chunk in self._messages(source):
                     self.wfile.write(chunk)
-        except OSError:
-            pass  # the page is gone
-        finally:
-            if source is not None:
-                source.close()
+            finally:
+                if source is not None:
+                    source.close()
 
     def _messages(self, source: Source | None) -> Iterator[bytes]:
         hub = self.server.hub

@@ -57,21 +57,32 @@ class Timeline:
         self.count = 0
         self._stage = ""
         self._tail: Tail | None = None
+        self._seen: set[Path] = set()
+        """Logs that were read, or begun to be."""
 
     def look(self) -> None:
         """Take in what was written since the last look."""
         log = current_run(self.folder)
         if log is None:
             return
-        if self._tail is None:
-            for old in _earlier(log):
-                self._read(Tail(old))
         if self._tail is None or self._tail.file != log.file:
+            for old in self._missed(log):
+                self._read(old)
             self._tail = Tail(log.file)
+            self._seen.add(log.file)
         self._read(self._tail)
         if self.run.get("state") == "running" and not VmLock(self.folder).held():
             self._read(self._tail)  # it may have ended between the two looks
             self._died()
+
+    def _missed(self, log: RunLog) -> Iterator[Tail]:
+        """What runs before this one said since the last look, the oldest first."""
+        for file in _earlier(log):
+            if file not in self._seen:
+                self._seen.add(file)
+                yield Tail(file)
+            elif self._tail and file == self._tail.file:
+                yield self._tail
 
     def _read(self, tail: Tail) -> None:
         for event in tail.new():

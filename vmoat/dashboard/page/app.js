@@ -10,6 +10,13 @@ import { isUp, statusOf } from "./status.js";
 const POINTS = 720; // an hour, as the server keeps it
 const RETRY = 2000; // milliseconds
 
+// The first page hands it over in its fragment (gate.py); this port's pages alone can read it.
+if (location.hash.length > 1) {
+  localStorage.setItem("page", location.hash.slice(1));
+  history.replaceState(null, "", "/");
+}
+const secret = localStorage.getItem("page") ?? "";
+
 const state = {
   link: "new", // new, live, lost
   vms: [],
@@ -27,8 +34,8 @@ let stream = null;
 
 function connect() {
   stream?.close();
-  const query = logs.key ? `?${new URLSearchParams({ key: logs.key, log: logs.source })}` : "";
-  stream = new EventSource(`events${query}`);
+  const log = logs.key ? { key: logs.key, log: logs.source } : {};
+  stream = new EventSource(`events?${new URLSearchParams({ page: secret, ...log })}`);
   stream.onerror = lost;
   on("fleet", fleet);
   on("history", (past) => { state.past = new Map(Object.entries(past)); });
@@ -52,6 +59,7 @@ function lost() {
 
 function fleet(message) {
   announce(state.vms, message.vms);
+  const cameUp = logs.follows(state.vms, message.vms);
   state.link = "live";
   state.skew = message.time - Date.now() / 1000;
   for (const name of ["vms", "version", "trouble", "host"]) state[name] = message[name];
@@ -63,6 +71,7 @@ function fleet(message) {
     if (points.length > POINTS) points.shift();
     state.past.set(vm.key, points);
   }
+  if (cameUp) connect();
 }
 
 /** Says to a screen reader what changed. */
@@ -83,7 +92,7 @@ document.addEventListener("visibilitychange", () => (document.hidden ? stream.cl
 async function act(vm, verb, stop = false) {
   const shown = logs.key === vm.key && logs.source === "test";
   if (verb === "test" && !stop && !shown) logs.open(vm.key, "test");
-  await fetch("act", {
+  await fetch(`act?${new URLSearchParams({ page: secret })}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ key: vm.key, verb, stop }),

@@ -2,8 +2,10 @@
 
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { plural, timeOfDay } from "./format.js";
+import { isUp } from "./status.js";
 
 const SOURCES = [["stages", "Stages"], ["stack", "Stack"], ["test", "Test"], ["console", "Console"]];
+const RUNS = { stack: (vm) => vm.state === "running" && !vm.working, console: isUp };
 const MOST = 5000; // lines that are kept
 
 const cardOf = (key) => document.querySelector(`[data-key="${CSS.escape(key)}"]`);
@@ -43,6 +45,13 @@ export class LogPane {
     this.clear();
     this.reconnect();
     opener?.focus();
+  }
+
+  /** Whether what is followed begins anew: that of the boot before has ended for good. */
+  follows(before, after) {
+    const runs = RUNS[this.source];
+    const [then, now] = [before, after].map((vms) => vms.find((vm) => vm.key === this.key));
+    return Boolean(runs && then && now && !runs(then) && runs(now));
   }
 
   take({ fresh, lines }) {
