@@ -8,7 +8,6 @@ a boot, a lost connection, a host that slept) opens it again at the same ports.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmoat import netports
 from vmoat.errors import Code, VmoatError
+from vmoat.locks import in_turn
 
 if TYPE_CHECKING:
     from vmoat.ssh import Connection
@@ -50,8 +50,7 @@ class Record:
     def change(self) -> Iterator[dict[int, int]]:
         """The table, to be changed; one process at a time."""
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self.file.with_suffix(".lock"), "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with in_turn(self.file.with_suffix(".lock")):
             before = self.read()
             table = dict(before)
             yield table

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from vmoat import paths
 from vmoat.errors import Code, VmoatError
+from vmoat.locks import in_turn
 from vmoat.state import CANCEL_LIMIT, VmLock, cancel_run
 from vmoat.worktree import Worktree
 
@@ -161,17 +161,8 @@ def _claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
 @contextlib.contextmanager
 def _claims() -> Iterator[None]:
     """One claim at a time on this machine: names are looked at, freed and taken."""
-    paths.make_private(paths.vms_dir())
-    place = paths.vms_dir() / ".claims"
-    try:
-        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise paths.unwritable(place.parent, error) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with in_turn(paths.make_private(paths.vms_dir()) / ".claims"):
         yield
-    finally:
-        os.close(lock)
 
 
 def look(worktree: Worktree, prefix: str) -> Instance:

@@ -14,7 +14,6 @@ stays true when the port changes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shlex
@@ -29,6 +28,7 @@ from vmoat import netports, proc
 from vmoat.drivers import SshEndpoint
 from vmoat.errors import Code, VmoatError
 from vmoat.forwards import RECORD, Forwards
+from vmoat.locks import in_turn
 
 ALIAS = "vmoat"
 ROOT_ALIAS = "vmoat-root"
@@ -295,8 +295,7 @@ class Connection:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """One process connects at a time: a second master would linger without a socket."""
-        with open(self.folder / "ssh.lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with in_turn(self.folder / "ssh.lock"):
             yield
 
     # Forwards

@@ -14,12 +14,12 @@ import os
 import signal
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmoat import paths
+from vmoat import locks, paths
 from vmoat.errors import Code, VmoatError
 
 Values = dict[str, Any]
@@ -39,18 +39,6 @@ def write_toml(file: Path, table: Mapping[str, Any]) -> None:
     import tomli_w
 
     write_atomically(file, tomli_w.dumps(_storable(table)).encode("utf-8", "surrogateescape"))
-
-
-@contextlib.contextmanager
-def in_turn(file: Path, waits: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock ``file``, one process at a time; ``waits`` is called before it has to wait."""
-    with open(file, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waits()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def write_atomically(file: Path, data: bytes, mode: int = 0o600) -> None:
@@ -175,7 +163,7 @@ class VmLock:
                     return False
                 time.sleep(0.05)
                 continue
-            if _same_file(fd, self.file):
+            if locks.same_file(fd, self.file):
                 self._fd = fd
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, str(os.getpid()).encode(), 0)
@@ -199,27 +187,8 @@ class VmLock:
             return 0
 
     def held(self) -> bool:
-        """Whether somebody holds it; asks with a shared lock, which other askers do not mind."""
-        try:
-            fd = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
-
-
-def _same_file(fd: int, file: Path) -> bool:
-    try:
-        there = os.stat(file)
-    except OSError:
-        return False
-    here = os.fstat(fd)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+        """Whether somebody holds it."""
+        return locks.held(self.file)
 
 
 KEEP_RUNS = 20

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmoat import credentials, dockercontext, paths
+from vmoat import credentials, dockercontext, locks, paths
 from vmoat.companion import feed, gitindex, process
 from vmoat.companion.idleness import Idleness
 from vmoat.companion.tree import Tree
@@ -217,24 +215,12 @@ class Watch:
         }
 
 
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[bool]:
-    """Whether this process is the VM's companion."""
-    with open(folder / "companion.lock", "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def main(argv: list[str]) -> int:
     """Be the companion of the worktree's VM; quiet where there is one already."""
     ctx = load(Path(argv[0]), claim=False, tolerant=True)
     if ctx.status.state not in ("running", "starting", "paused"):
         return 0
-    with _only_one(ctx.instance.folder) as mine:
+    with locks.tried(ctx.instance.folder / "companion.lock", make=True) as mine:
         if not mine:
             return 0
         companion = Companion(ctx)

@@ -23,6 +23,7 @@ from vmoat.config.table import BY_KEY
 from vmoat.config.typed import typed_layer
 from vmoat.config.values import toml_value
 from vmoat.errors import VmoatError
+from vmoat.locks import in_turn
 
 STORE = "trust.toml"
 _HEADER = "# What `vmoat trust` agreed to. Delete an entry to take it back.\n\n"
@@ -246,15 +247,7 @@ def _rows() -> list[dict[str, object]]:
 @contextmanager
 def _locked() -> Iterator[None]:
     """One writer at a time: two worktrees may be trusted at once."""
-    import fcntl
-
-    folder = paths.make_private(paths.state_home())
-    try:
-        stream = open(folder / "trust.lock", "a")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise paths.unwritable(folder, error) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with in_turn(paths.make_private(paths.state_home()) / "trust.lock"):
         yield
 
 

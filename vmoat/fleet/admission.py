@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmoat import drivers, instance, paths, view
+from vmoat import drivers, instance, locks, paths, view
 from vmoat.config import amounts
 from vmoat.context import Context, host_size
 from vmoat.errors import Code, VmoatError
@@ -55,7 +55,7 @@ def taken(besides: str = "", *, forget: bool = False) -> list[Taken]:
         name = file.parent.name
         if name == besides:
             continue
-        starts = tickets.held(file)
+        starts = locks.held(file)
         if starts or lives(name):
             found.append(Taken(name, _read(file), starts))
         elif forget:

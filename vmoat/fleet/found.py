@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from vmoat import locks
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def locked_remover(thing: Path, lock: Path) -> Callable[[], None]:
     """Removes while it holds the lock of whoever makes such things."""
 
     def remove() -> None:
-        with try_lock(lock) as mine:
+        with locks.tried(lock) as mine:
             if not mine:
                 return
             if thing.is_dir():
@@ -43,28 +44,6 @@ def locked_remover(thing: Path, lock: Path) -> Callable[[], None]:
                 thing.unlink(missing_ok=True)
 
     return remove
-
-
-@contextlib.contextmanager
-def try_lock(file: Path) -> Iterator[bool]:
-    """Whether the lock is ours while this lasts; it is made for nobody, and never waited for."""
-    try:
-        fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        yield True  # nobody has ever taken it
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(fd)
-
-
-def is_free(file: Path) -> bool:
-    with try_lock(file) as mine:
-        return mine
 
 
 def folders(place: Path) -> list[Path]:

@@ -7,14 +7,12 @@ can be killed half way: what is left is found by the next.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmoat import instance, paths
+from vmoat import instance, locks, paths
 from vmoat.errors import Code, VmoatError, as_error
 from vmoat.fleet import leftovers, places, removal, volumes
 from vmoat.fleet.rows import Row
@@ -201,23 +199,14 @@ def carry_out(plan: Plan, tell: Callable[[Item], None] = lambda item: None) -> l
 def alone() -> Iterator[None]:
     """One gc at a time; raises BUSY where another is at work."""
     paths.make_private(paths.state_home())
-    file = paths.state_home() / "gc.lock"
-    try:
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise paths.unwritable(file.parent, error) from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with locks.tried(paths.state_home() / "gc.lock", make=True) as mine:
+        if not mine:
             raise VmoatError(
                 "another gc is at work",
                 hint="it does the same; `vmoat ls` shows what is left",
                 code=Code.BUSY,
-            ) from error
+            )
         yield
-    finally:
-        os.close(fd)
 
 
 def freed(items: Sequence[Item]) -> int:

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from vmoat import dockercontext, instance, paths
+from vmoat import dockercontext, instance, locks, paths
 from vmoat.drivers.qemu import disks
 from vmoat.fleet import oldimages, removal
-from vmoat.fleet.found import Leftover, folders, is_free, locked_remover, newest, weight
+from vmoat.fleet.found import Leftover, folders, locked_remover, newest, weight
 from vmoat.state import VmLock
 
 
@@ -219,8 +219,9 @@ def _vm_names() -> list[str]:
 
 def _claims() -> Iterator[Leftover]:
     """Folders of claims that were killed before they had a name."""
+    claims = paths.vms_dir() / ".claims"
     for folder in paths.vms_dir().glob(".*"):
-        if re.fullmatch(r"\.[0-9a-f]{16}", folder.name) and is_free(paths.vms_dir() / ".claims"):
+        if re.fullmatch(r"\.[0-9a-f]{16}", folder.name) and not locks.held(claims):
             yield Leftover(
                 "draft", str(folder), "a VM's first start was killed before it had a name",
                 weight(folder), locked_remover(folder, paths.vms_dir() / ".claims"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from vmoat import paths
+from vmoat import locks, paths
 from vmoat.drivers.qemu import disks
-from vmoat.fleet.found import Leftover, folders, is_free, locked_remover, newest, try_lock, weight
+from vmoat.fleet.found import Leftover, folders, locked_remover, newest, weight
 
 DRAFT_SECONDS = 86_400.0
 """An import that lasts longer was given up: its draft has no lock."""
@@ -53,7 +53,7 @@ def _image_remover(folder: Path) -> Callable[[], None]:
     def remove() -> None:
         from vmoat.drivers.qemu import image
 
-        with try_lock(folder.with_name(f".{folder.name}.lock")) as mine:
+        with locks.tried(folder.with_name(f".{folder.name}.lock")) as mine:
             if mine and folder.is_dir() and folder.name not in image_users():
                 image.remove(folder.name)
 
@@ -64,7 +64,7 @@ def _image_drafts(now: float) -> Iterator[Leftover]:
     for folder in paths.images_dir().glob(".*.draft"):
         name = folder.name.split(".")[1]
         lock = folder.with_name(f".{name}.lock")
-        stale = now - newest(folder) > DRAFT_SECONDS if name == "import" else is_free(lock)
+        stale = now - newest(folder) > DRAFT_SECONDS if name == "import" else not locks.held(lock)
         if stale:
             yield Leftover(
                 "draft", str(folder), "an image whose build or import was killed",
@@ -76,5 +76,5 @@ def _image_locks(current: str) -> Iterator[Leftover]:
     for lock in paths.images_dir().glob(".*.lock"):
         name = lock.name[1:].removesuffix(".lock")
         some = (paths.images_dir() / name).exists() or any(lock.parent.glob(f".{name}.*.draft"))
-        if name != current and not some and is_free(lock):
+        if name != current and not some and not locks.held(lock):
             yield Leftover("lock", str(lock), "its image is gone", 0, locked_remover(lock, lock))

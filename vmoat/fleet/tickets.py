@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmoat import paths
-from vmoat.state import in_turn
+from vmoat import locks, paths
+from vmoat.locks import in_turn
 
 
 def folder() -> Path:
@@ -25,7 +25,7 @@ def folder() -> Path:
 def turn() -> Iterator[None]:
     """One decision at a time on this machine: who is first, what runs, who may start."""
     paths.make_private(_queue())
-    with in_turn(folder() / "lock", lambda: None):
+    with in_turn(folder() / "lock"):
         yield
 
 
@@ -54,21 +54,6 @@ class Held:
         self._fd = -1
 
 
-def held(file: Path) -> bool:
-    """Whether a process that lives holds the file."""
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
 class Ticket:
     """A place in the queue."""
 
@@ -90,7 +75,7 @@ class Ticket:
 
 def waiting() -> list[str]:
     """The VMs that wait for room, first come first; changes nothing."""
-    return [_name(file) for file in _files() if held(file)]
+    return [_name(file) for file in _files() if locks.held(file)]
 
 
 def living() -> list[Path]:
@@ -99,7 +84,7 @@ def living() -> list[Path]:
     """
     found = []
     for file in _files():
-        if held(file):
+        if locks.held(file):
             found.append(file)
         else:
             file.unlink(missing_ok=True)

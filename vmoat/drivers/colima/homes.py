@@ -27,7 +27,7 @@ from pathlib import Path
 
 from vmoat import instance, paths
 from vmoat.errors import Code, VmoatError
-from vmoat.state import in_turn
+from vmoat.locks import in_turn
 
 PROFILE = "vm"
 LIMIT = 60

@@ -29,7 +29,8 @@ from pathlib import Path
 from vmoat import paths, proc
 from vmoat.drivers import Say
 from vmoat.errors import Code, VmoatError
-from vmoat.state import in_turn, read_toml, write_toml
+from vmoat.locks import in_turn
+from vmoat.state import read_toml, write_toml
 
 SUITE = "trixie"
 ROOT_SIZE = "16G"

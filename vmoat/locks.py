@@ -1,0 +1,94 @@
+"""Locks on files (flock(2)): the kernel frees them when their holder dies, however it does."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vmoat import paths
+
+
+@contextlib.contextmanager
+def in_turn(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock ``file``, one process at a time; ``waits`` is called before it has to wait.
+
+    Raises MISSING where the file cannot be made.
+    """
+    fd = _hold(file, waits)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _hold(file: Path, waits: Callable[[], None]) -> int:
+    while True:
+        fd = _open(file)
+        try:
+            if not _take(fd, fcntl.LOCK_EX):
+                waits()
+                fcntl.flock(fd, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(fd)
+            raise
+        if same_file(fd, file):
+            return fd
+        os.close(fd)  # its last holder removed it: what others hold by now is another one
+
+
+@contextlib.contextmanager
+def tried(file: Path, *, make: bool = False) -> Iterator[bool]:
+    """Whether the lock is ours while this lasts; never waited for.
+
+    One that nobody ever took is ours, and made only with ``make``.  Raises MISSING where it is to
+    be made and cannot be.
+    """
+    try:
+        fd = _open(file) if make else os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield True
+        return
+    try:
+        yield _take(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
+
+
+def held(file: Path) -> bool:
+    """Whether somebody holds the lock; asks with a shared one, which other askers do not mind."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _take(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def same_file(fd: int, file: Path) -> bool:
+    """Whether the name still is that of the open file: it may have been removed meanwhile."""
+    try:
+        there = os.stat(file)
+    except OSError:
+        return False
+    here = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _take(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise paths.unwritable(file.parent, error) from error
