@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import World
+from conftest import World, git
 
 from vmoat import tunnels
 from vmoat.browser import argv, find, profiles, proxy, target
@@ -225,6 +225,20 @@ def test_two_worktrees_never_get_one_port(world: World) -> None:
     assert int(port) not in (mine, 0)
 
 
+def test_a_window_that_is_open_keeps_its_port_after_untunnel(world: World) -> None:
+    """Nobody else may get it: the window would show another worktree's pages."""
+    world.vmoat("browser-args")
+    mine = proxy.recorded(world.context())
+    world.vmoat("untunnel")
+    other = world.root / "other"
+    git(world.repo, "worktree", "add", "-q", "-b", "other", str(other))
+    world.vmoat("browser-args", cwd=other)
+    (port,) = json.loads((load(other).instance.folder / "forwards.json").read_text())
+    assert int(port) not in (mine, 0)
+    world.vmoat("browser-args")
+    assert proxy.recorded(world.context()) == mine
+
+
 def test_a_port_that_somebody_else_took_is_changed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +295,11 @@ def test_the_page_that_is_meant(running: World, said: str, meant: str) -> None:
     assert target.url_of(running.context(), said) == meant
 
 
-@pytest.mark.parametrize("said", ["nope", "job", "file:///etc/passwd", "70000"])
+@pytest.mark.parametrize("said", [
+    "nope", "job", "file:///etc/passwd", "70000", "http://", "https://:8080/", "http://a b/",
+    "http://localhost:99999/", "localhost:99999", "http://[::1/", "http://localhost/\n", "/a\x1b[m",
+    "javascript:alert(1)", "localhost:0",
+])
 def test_a_page_that_cannot_be(running: World, said: str) -> None:
     with pytest.raises(VmoatError) as caught:
         target.url_of(running.context(), said)
@@ -319,6 +337,28 @@ def test_open_starts_a_browser_of_this_worktree_and_returns(
     assert ("--no-sandbox" in words) == (os.geteuid() == 0)
     answer = json.loads(running.vmoat("open", "--json", "9000").stdout)
     assert (answer["schema"], answer["url"]) == ("vmoat.open/1", "http://localhost:9000/")
+
+
+def test_a_window_with_another_port_is_opened_anew(
+    running: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = program(running.root, "browser", "sleep 3")
+    monkeypatch.setenv("VMOAT_BROWSER_COMMAND", str(browser))
+    monkeypatch.setenv("DISPLAY", ":77")
+    profile = profiles.window(running.context().instance.vm_id, [str(browser)])
+    profile.mkdir()
+    port = proxy.port(running.context())
+    for proxy_port, stays in ((port, True), (port + 1, False)):
+        words = f"--user-data-dir={profile} --proxy-server=socks5://127.0.0.1:{proxy_port}"
+        window = subprocess.Popen(["sh", "-c", "sleep 60; :", *words.split()])
+        (profile / "SingletonLock").unlink(missing_ok=True)
+        (profile / "SingletonLock").symlink_to(f"host-{window.pid}")
+        threading.Thread(target=window.wait, daemon=True).start()
+        said = running.vmoat("open", "9000").stderr
+        assert ("opened anew" in said) is not stays
+        assert (window.poll() is None) is stays
+        window.kill()
+        window.wait()
 
 
 def test_open_without_a_display_names_what_works_without(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vmoat import paths, proc
+from vmoat import locks, paths, proc
 
 END_LIMIT = 5.0
 """Seconds for a browser to write its profile and go."""
@@ -42,34 +41,17 @@ def throwaway(vm_id: str, command: Sequence[str]) -> Iterator[Path]:
     """
     folder = home(vm_id, command)
     for lock in folder.glob("shot-*.lock"):
-        with _held(lock) as stale:
+        with locks.tried(lock) as stale:
             if stale:
                 _clear(lock.with_suffix(""))
-                lock.unlink()
+                lock.unlink(missing_ok=True)
     mine = folder / f"shot-{os.getpid()}-{time.monotonic_ns()}"
-    with _held(Path(f"{mine}.lock"), make=True):
+    with locks.in_turn(Path(f"{mine}.lock")):
         try:
             yield paths.make_private(mine)
         finally:
             _clear(mine)
             Path(f"{mine}.lock").unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _held(lock: Path, *, make: bool = False) -> Iterator[bool]:
-    """Hold a lock file; False where somebody else does, or where it is gone."""
-    try:
-        number = os.open(lock, os.O_RDWR | (os.O_CREAT if make else 0), 0o600)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(number)
 
 
 def remove(vm_id: str) -> None:
@@ -78,6 +60,12 @@ def remove(vm_id: str) -> None:
     for folder in (paths.browser_dir(vm_id), *snaps):
         end(folder / "window")
         _clear(folder)
+
+
+def has(profile: Path, word: str) -> bool:
+    """Whether no browser has this profile open but one that was started with ``word``."""
+    pid = owner(profile)
+    return not pid or word in _command_line(pid).replace("\0", " ").split(" ")
 
 
 def end(profile: Path) -> None:

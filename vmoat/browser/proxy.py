@@ -7,17 +7,16 @@ right through `down` and `up`.  The port may be given out before the VM runs.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 from collections.abc import Iterator
 
 from vmoat import paths, tunnels
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.forwards import SOCKS
+from vmoat.locks import in_turn
 from vmoat.state import read_toml, write_toml
 
-PORTS = range(10800, 10900)
+PORTS = range(10800, 11800)
 """Outside of what a kernel gives to outgoing connections, so that none takes one meanwhile."""
 
 REMEMBERED = "socks"
@@ -29,13 +28,14 @@ def port(ctx: Context) -> int:
 
     Raises BUSY where no port is free, VM where the connection is gone.
     """
-    with _one_at_a_time():
+    # Two worktrees that choose at once must not choose the same.
+    with in_turn(paths.make_private(paths.vms_dir()) / ".socks.lock"):
         for candidate in _candidates(ctx):
             if _take(ctx, candidate):
                 return candidate
     raise VmoatError(
         f"no port from {PORTS.start} to {PORTS.stop - 1} of this machine is free",
-        hint="`vmoat untunnel` in worktrees that need none makes room",
+        hint="each VM keeps its own: `vmoat gc` and `vmoat destroy` make room",
         code=Code.BUSY,
     )
 
@@ -47,13 +47,16 @@ def recorded(ctx: Context) -> int:
 
 
 def _candidates(ctx: Context) -> Iterator[int]:
-    """What it was, then what no other VM has, running or not."""
+    """What it was, then what no other VM has or was given, running or not."""
     mine = recorded(ctx)
     if mine:
         yield mine
     last = int(read_toml(ctx.instance.folder / "ports.toml").get(REMEMBERED, 0))
+    promised = _promised(ctx.instance.name)
     for candidate in ([last] if last else []) + list(PORTS):
-        if candidate != mine and not tunnels.holder(candidate, ctx.instance.name):
+        if candidate in promised or candidate == mine:
+            continue
+        if not tunnels.holder(candidate, ctx.instance.name):
             yield candidate
 
 
@@ -84,9 +87,9 @@ def _remember(ctx: Context, candidate: int) -> None:
         write_toml(file, {**known, REMEMBERED: candidate})
 
 
-@contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Two worktrees that choose at once must not choose the same."""
-    with open(paths.make_private(paths.vms_dir()) / ".socks.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _promised(mine: str) -> set[int]:
+    """Ports that other VMs were ever given: a window that is open, or an MCP server's command line,
+    goes on with its own though `untunnel` has closed it.  They are free when the VM is destroyed.
+    """
+    files = paths.vms_dir().glob("[!.]*/ports.toml")
+    return {int(read_toml(file).get(REMEMBERED, 0)) for file in files if file.parent.name != mine}

@@ -20,16 +20,31 @@ def url_of(ctx: Context, text: str) -> str:
     Raises USAGE for a service that there is not, STAGE where nothing is published at all.
     """
     if not text or text.startswith("/"):
-        return _origin(ctx) + (text or "/")
+        return checked(_origin(ctx) + (text or "/"))
     if "://" in text:
-        if urlsplit(text).scheme not in ("http", "https"):
-            raise VmoatError(f"{text} is no http or https URL", code=Code.USAGE)
-        return text
+        return checked(text)
     if text.isdigit():
         return _address(tunnels.parse_port(text)[0]) + "/"
     if re.match(r"[\w.-]+:\d+(/|$)|localhost(/|$)|127\.0\.0\.1(/|$)", text):
-        return f"http://{text}" + ("" if "/" in text else "/")
+        return checked(f"http://{text}" + ("" if "/" in text else "/"))
     return _service(ctx, text) + "/"
+
+
+def checked(url: str) -> str:
+    """The URL, where a browser would make something of it; raises USAGE where none would."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        good = good and not re.search(r"\s", parts.netloc)
+    except ValueError:  # a port or an IPv6 address that is none
+        good = False
+    if not good or re.search(r"[\x00-\x1f\x7f]", url):
+        raise VmoatError(
+            f"{url!r} is no http or https URL",
+            hint="name a service, a port, a /path or a URL as it is inside the VM",
+            code=Code.USAGE,
+        )
+    return url
 
 
 def _origin(ctx: Context) -> str:

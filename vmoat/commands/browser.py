@@ -39,6 +39,9 @@ def open_page(args: argparse.Namespace, out: Output) -> int:
     url = target.url_of(ctx, args.page or "")
     profile = profiles.window(ctx.instance.vm_id, command)
     port = proxy.port(ctx)
+    if not profiles.has(profile, argv.network(port)[0]):
+        out.say("the window that was open has lost its port to another program: it is opened anew")
+        profiles.end(profile)
     words = [*command, *argv.window(port, profile, root=is_root()), url]
     _start(words, profile.with_name("window.log"))
     if args.json:
