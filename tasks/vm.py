@@ -49,18 +49,18 @@ def work(ctx: Context) -> Values:
     # Before anything is started: the boot lays these over the worktree.
     localfolders.require(ctx.worktree, ctx.settings.mounts_local)
     with Room(ctx) as room:
-        _end_what_must_not_stay(ctx)
+        _end_what_must_not_stay(ctx, room.grows)
         room.take()
         _start(ctx)
     return _record(ctx)
 
 
-def _end_what_must_not_stay(ctx: Context) -> None:
+def _end_what_must_not_stay(ctx: Context, grows: str) -> None:
     values = ctx.store.values("vm")
     status = ctx.status
     running = status.state in ("running", "paused", "starting", "broken")
     recorded = values.get("spec", {}) if values.get("boot") == status.boot else {}
-    changed = what_changed(recorded, facts_of(ctx.spec), fixed(ctx)) if recorded else ""
+    changed = what_changed(recorded, facts_of(ctx.spec), fixed(ctx)) if recorded else grows
     if running and changed:
         ctx.notice(f"{changed}: the VM is restarted")
         with contextlib.suppress(VmoatError):

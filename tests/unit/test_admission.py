@@ -233,6 +233,35 @@ def test_one_that_grows_waits_for_the_rest(fleet: Fleet, monkeypatch: pytest.Mon
     assert admission.taken() == [admission.Taken("wt-a", 2.0, starts=False)]
 
 
+def test_one_that_grows_waits_though_its_record_is_lost(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (fleet.worktree(name) for name in ("a", "b"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    (fakes.paths.vm_dir("wt-a") / "stages.toml").unlink()
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    fleet.run(a, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-a"])
+    assert fleet.runs() == {"wt-b"}, "it is ended: two that grow would wait for each other"
+    fleet.run(b, "down")
+    assert "its memory changed: 1 → 2" in fleet.run(a, "wait")
+    assert admission.taken() == [admission.Taken("wt-a", 2.0, starts=False)]
+
+
+def test_who_will_not_wait_has_an_idle_one_stopped_all_the_same(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    assert "there is no room" in fleet.run(third, "up", "--no-wait", code=7), "both just used"
+    os.utime(fakes.paths.vm_dir("wt-b") / use.MARK, (time.time() - 600,) * 2)
+    assert "wt-b is stopped: nobody uses it" in fleet.run(third, "up", "--no-wait")
+    assert fleet.runs() == {"wt-a", "wt-third"}
+
+
 def test_the_longest_idle_one_makes_room_where_that_is_wanted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

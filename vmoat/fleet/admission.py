@@ -94,13 +94,21 @@ class Room:
         self._pause = POLL
         self._stopping: subprocess.Popen[bytes] | None = None
         self._stop_again = 0.0
+        self.grows = ""
+        """Why a VM that runs must be ended before this; "" where it need not be."""
 
     def __enter__(self) -> Room:
-        """Keeps what a VM that runs has already: its restart needs no place in the queue."""
+        """Keeps what a VM that runs has already: its restart needs no place in the queue.
+
+        One that runs with less (``grows``) has to be ended before it waits for more: two that kept
+        what they have would wait for each other.
+        """
         with tickets.turn():
-            had = _read(self._file)
-            if had >= self._need and lives(self._name):
+            had = _read(self._file) if lives(self._name) else 0.0
+            if had >= self._need:
                 self._hold(had)  # until it is ended, if it is
+            elif had:
+                self.grows = f"its memory changed: {had:g} → {self._need:g}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,16 +148,16 @@ class Room:
             ticket.leave()
 
     def _wait(self, ticket: Ticket) -> None:
-        if self._ctx.no_wait:
-            raise self._no_room()
         began = time.monotonic()
         told: object = None
         while not self._held:
+            makes_room = self._evict()
+            if self._ctx.no_wait and not makes_room:
+                raise self._no_room()
             if told != self._queue.key():
                 told = self._queue.key()
                 for line in self._waiting_lines():
                     self._ctx.say(line)
-            self._evict()
             time.sleep(self._pause)
             looking = time.monotonic()
             with tickets.turn():
@@ -157,19 +165,31 @@ class Room:
             self._pause = min(LONGEST, max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
         self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
 
-    def _evict(self) -> None:
-        """Have the VM stopped that was idle for longest, where such stops make room enough."""
+    def _evict(self) -> bool:
+        """Have the VM stopped that was idle for longest, where such stops make room enough.
+
+        Whether one is being stopped, or was a moment ago.
+        """
         if self._ctx.settings.fleet_evict != "idle" or self._queue.ahead:
-            return
-        code = self._stopping.poll() if self._stopping else 0
-        if code is None or (code and time.monotonic() < self._stop_again):
-            return
+            return False
+        if self._stopping:
+            code = self._stopping.poll()
+            if code is None:
+                return True
+            self._stopping = None
+            if code == 0:
+                self._stop_again = 0.0
+                return True  # what it took is looked at once more
+        if time.monotonic() < self._stop_again:
+            return False
         name = longest_idle(self._queue.others, self._need - self._free(), time.time())
-        if name:
-            self._ctx.say(f"{name} is stopped: nobody uses it")
-            self._stop_again = time.monotonic() + EVICT_AFTER
-            with contextlib.suppress(OSError):  # it was destroyed meanwhile
-                self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
+        if not name:
+            return False
+        self._ctx.say(f"{name} is stopped: nobody uses it")
+        self._stop_again = time.monotonic() + EVICT_AFTER
+        with contextlib.suppress(OSError):  # it was destroyed meanwhile
+            self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
+        return True
 
     def _free(self) -> float:
         return self._limit - sum(one.memory for one in self._queue.others)
