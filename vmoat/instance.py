@@ -52,6 +52,9 @@ class Owner:
     mounts: tuple[Path, ...] = ()
     """The mount points that the git folder and the worktree are below, without ``/``: while one of
     them is not mounted, nothing is known of the worktree."""
+    repository: int = 0
+    """The inode of the repository's folder: one that was moved away, with another cloned in its
+    place, takes the VM along.  0 where it could not be told."""
 
     def holds_id(self) -> bool:
         """Whether the worktree still is there and still names this VM."""
@@ -67,6 +70,25 @@ class Owner:
         if any(not os.path.ismount(place) for place in self.mounts):
             return False
         return self.git_dir.parent.is_dir() and not self.holds_id()
+
+
+    def is_replaced(self) -> bool:
+        """Whether another repository is where the VM's was."""
+        now = _inode(self.git_dir)
+        return bool(now and self.repository) and now != self.repository
+
+
+def common_of(git_dir: Path) -> Path:
+    """The repository's folder of a worktree's git folder (git-worktree(1), "DETAILS")."""
+    return git_dir.parent.parent if git_dir.parent.name == "worktrees" else git_dir
+
+
+def _inode(git_dir: Path) -> int:
+    # Without the device: its number changes as disks come and go.
+    try:
+        return common_of(git_dir).stat().st_ino
+    except OSError:
+        return 0
 
 
 def sanitise(folder_name: str) -> str:
@@ -99,7 +121,7 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
         return None
     owner = read_owner(found[1])
     if owner is None or owner.vm_id != found[0]:
-        return None
+        return _known_aside(worktree, *found, follow=follow)
     if (owner.git_dir, owner.worktree) == (worktree.git_dir, worktree.path):
         return Instance(found[1], found[0])
     if owner.git_dir != worktree.git_dir and owner.holds_id():
@@ -107,10 +129,22 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     if worktree.linked and owner.git_dir == worktree.git_dir:
         _refuse_copy(worktree, owner)
     if follow:
-        mounts = mounts_of(worktree.git_dir, worktree.path)
-        moved = Owner(found[0], worktree.git_dir, worktree.path, owner.driver, mounts)
-        _write_owner(found[1], moved)
+        _write_owner(found[1], _owner(found[0], worktree, owner.driver))
     return Instance(found[1], found[0])
+
+
+def _known_aside(
+    worktree: Worktree, vm_id: str, name: str, *, follow: bool
+) -> Instance | None:
+    """The VM of a repository that was moved away, while another took its place and its name."""
+    aside = _aside(name, vm_id)
+    owner = read_owner(aside)
+    if owner is None or owner.vm_id != vm_id:
+        return None
+    if follow:
+        _write_owner(aside, _owner(vm_id, worktree, owner.driver))
+        _write_atomically(worktree.git_dir / paths.ID_FILE, f"{vm_id} {aside}\n")
+    return Instance(aside, vm_id)
 
 
 def _refuse_copy(worktree: Worktree, owner: Owner) -> None:
@@ -145,8 +179,7 @@ def claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
 
 def _claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
     vm_id = secrets.token_hex(8)
-    mounts = mounts_of(worktree.git_dir, worktree.path)
-    owner = Owner(vm_id, worktree.git_dir, worktree.path, driver, mounts)
+    owner = _owner(vm_id, worktree, driver)
     plain = plain_name(worktree.path, prefix)
     tail = 0
     name = plain
@@ -156,6 +189,13 @@ def _claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
         tail += 1
     _write_atomically(worktree.git_dir / paths.ID_FILE, f"{vm_id} {name}\n")
     return Instance(name, vm_id)
+
+
+def _owner(vm_id: str, worktree: Worktree, driver: str) -> Owner:
+    mounts = mounts_of(worktree.git_dir, worktree.path)
+    return Owner(
+        vm_id, worktree.git_dir, worktree.path, driver, mounts, _inode(worktree.git_dir)
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -214,9 +254,10 @@ def read_owner(name: str) -> Owner | None:
         return None
     if len(rows) < 3:
         return None
-    vm_id, git_dir, worktree, driver = (os.fsdecode(row) for row in [*rows, b""][:4])
-    mounts = tuple(Path(os.fsdecode(row)) for row in rows[4:] if row)
-    return Owner(vm_id, Path(git_dir), Path(worktree), driver, mounts)
+    vm_id, git_dir, worktree, driver, inode = (os.fsdecode(row) for row in [*rows, b"", b""][:5])
+    mounts = tuple(Path(os.fsdecode(row)) for row in rows[5:] if row)
+    repository = int(inode) if inode.isdecimal() else 0
+    return Owner(vm_id, Path(git_dir), Path(worktree), driver, mounts, repository)
 
 
 def _read_id(git_dir: Path) -> tuple[str, str] | None:
@@ -261,9 +302,12 @@ def _set_aside(name: str, holder: Owner) -> None:
         shutil.rmtree(paths.vm_dir(name))
         return
     _end_work(name)
-    aside = f"{name[: NAME_LIMIT - 9].rstrip('-')}-{holder.vm_id[:8]}"
     with contextlib.suppress(FileNotFoundError):  # `vmoat gc` was first, and removed it
-        os.rename(paths.vm_dir(name), paths.vm_dir(aside))
+        os.rename(paths.vm_dir(name), paths.vm_dir(_aside(name, holder.vm_id)))
+
+
+def _aside(name: str, vm_id: str) -> str:
+    return f"{name[: NAME_LIMIT - 9].rstrip('-')}-{vm_id[:8]}"
 
 
 def _end_work(name: str) -> None:
@@ -281,7 +325,7 @@ def _end_work(name: str) -> None:
 
 def _write_owner(name: str, owner: Owner) -> None:
     rows: list[str | Path] = [owner.vm_id, owner.git_dir, owner.worktree, owner.driver]
-    rows += owner.mounts
+    rows += [str(owner.repository), *owner.mounts]
     data = b"".join(os.fsencode(row) + b"\n" for row in rows)
     _write_atomically(paths.vm_dir(name) / "owner", data)
 

@@ -488,6 +488,35 @@ def test_a_worktree_whose_repository_was_cloned_anew_keeps_its_vm(fleet: Fleet) 
     assert "git worktree repair" in row.left
 
 
+def test_a_main_checkout_that_was_moved_away_has_the_grace_to_come_back(fleet: Fleet) -> None:
+    """Another repository is cloned in its place, and gets the VM's name."""
+    repo, old = fleet.world.repo, fleet.root / "old"
+    fleet.world.vmoat("up", cwd=repo)
+    (row,) = rows.rows()
+    os.rename(repo, old)
+    repository(repo, {})
+    (item,) = fleet.plan()
+    assert (item.action, item.volumes) == ("stop", ())
+    assert f"another repository is at {repo}; it may have volumes" in item.why
+    fleet.world.vmoat("browser-args", cwd=repo)  # which gives it a VM's name
+    assert [one.name for one in rows.rows()] == [row.name, f"{row.name}-{row.vm_id[:8]}"]
+    status = json.loads(fleet.world.vmoat("status", "--json", cwd=old).stdout)
+    assert status["name"] == f"{row.name}-{row.vm_id[:8]}"
+    fleet.world.vmoat("browser-args", cwd=old)
+    assert {one.vm_id: one.worktree for one in rows.rows()}.pop(row.vm_id) == str(old)
+    assert fleet.plan() == []
+
+
+def test_a_colima_home_of_another_state_folder_is_left(fleet: Fleet) -> None:
+    home = paths.data_home() / "colima" / ("f" * 12)
+    home.mkdir(parents=True)
+    for known in (None, "/elsewhere"):
+        if known:
+            (home / ".vmoat-state").write_text(known)
+        age(home)
+        assert fleet.plan() == []
+
+
 def test_a_vm_that_is_somebody_s_again_has_its_grace_anew(fleet: Fleet) -> None:
     fleet.world.vmoat("up")
     mark = paths.vm_dir("wt-tree") / volumes.KEPT
@@ -513,6 +542,7 @@ def test_a_colima_home_that_no_vm_knows_is_kept_for_the_grace_and_then_removed(
     homes = paths.data_home() / "colima"
     for short in ("a" * 12, mine.vm_id[:12], "layers"):
         (homes / short / "_lima").mkdir(parents=True)
+        (homes / short / ".vmoat-state").write_text(str(paths.state_home()))
     (item,) = fleet.plan()
     assert (item.kind, item.name, item.action) == ("home", str(homes / ("a" * 12)), "keep")
     age(homes / ("a" * 12))

@@ -117,6 +117,8 @@ def _volumes(row: Row, folder: Path) -> tuple[str, ...] | None:
     if not row.vm_id or row.state == "absent":
         return ()  # there is no disk that could hold any
     owner = instance.read_owner(row.name)
+    if owner is not None and owner.is_replaced():
+        return None  # its own repository may have been moved: it has the grace to say so
     if _lives(row) and owner is not None:
         mine = instance.Instance(row.name, row.vm_id)
         return removal.ask_volumes(mine, owner, state=row.state)

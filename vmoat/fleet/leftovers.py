@@ -78,11 +78,23 @@ def _runs_elsewhere(vm_id: str) -> bool:
 
 def _colima_homes() -> Iterator[Leftover]:
     for folder in folders(paths.data_home() / "colima"):
-        if re.fullmatch(r"[0-9a-f]{12}", folder.name) and unknown(folder.name):
+        if not re.fullmatch(r"[0-9a-f]{12}", folder.name) or not _made_here(folder):
+            continue
+        if unknown(folder.name):
             yield Leftover(
                 "home", str(folder), "no VM knows this Colima home", weight(folder),
                 _colima_remover(folder), newest(folder),
             )  # fmt: skip
+
+
+def _made_here(home: Path) -> bool:
+    """Whether a Colima home is of this state folder: the VMs of others are not seen from here."""
+    from vmoat.drivers.colima.homes import PROFILE, Place
+
+    try:
+        return Place(home, PROFILE).state.read_bytes() == os.fsencode(paths.state_home())
+    except OSError:
+        return False
 
 
 def _colima_remover(folder: Path) -> Callable[[], None]:

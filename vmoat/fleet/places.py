@@ -64,16 +64,10 @@ def branch(git_dir: Path) -> str:
 
 def repository(git_dir: Path) -> str:
     """What people call the repository of a git folder."""
-    common = _common(git_dir)
+    common = instance.common_of(git_dir)
     if common.name == ".git":
         return common.parent.name
     return common.name.removesuffix(".git") or common.parent.name
-
-
-def _common(git_dir: Path) -> Path:
-    if git_dir.parent.name == "worktrees":
-        return git_dir.parent.parent
-    return git_dir
 
 
 def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
@@ -89,6 +83,8 @@ def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return "", f"its id file cannot be read ({error.strerror})"
+        if owner.is_replaced() and _text(worktree / ".git") != f"gitdir: {owner.git_dir}":
+            return f"another repository is at {_home(owner.git_dir)}", ""
         if os.path.isdir(owner.git_dir):
             return f"nothing in {worktree} names this VM any more", ""
         if _text(worktree / ".git") == f"gitdir: {owner.git_dir}":
@@ -109,7 +105,7 @@ def _unpruned(worktree: Path) -> str:
 
 
 def _home(git_dir: Path) -> Path:
-    common = _common(git_dir)
+    common = instance.common_of(git_dir)
     return common.parent if common.name == ".git" else common
 
 

@@ -78,6 +78,11 @@ class Place:
         return self.lima / "_networks" / "user-v2"
 
     @property
+    def state(self) -> Path:
+        """Names the state folder whose VM this is: who knows it not may not take it for left."""
+        return self.home / ".vmoat-state"
+
+    @property
     def docker(self) -> Path:
         """The folder that Colima's docker context goes to, instead of the user's."""
         return self.home / "docker"

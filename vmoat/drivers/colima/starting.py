@@ -54,6 +54,7 @@ def create(spec: VmSpec, say: Say) -> None:
     else:
         argv.mounts(spec)  # raises before anything is made
         paths.make_private(place.home)
+        place.state.write_bytes(os.fsencode(paths.state_home()))
         for folder in (place.override.parent, place.docker, place.temporary, place.store.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = known or record.Record(spec.vm_id)
