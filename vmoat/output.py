@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 
     from vmoat.errors import VmoatError
 
+MARK = "VMOAT_MARK"
+"""In the environment of a command whose starter must tell its words from those of the programs that
+it runs: a word that nobody else knows.  No child of the command is told it."""
+
+_mark = os.environ.pop(MARK, "")
+
+
+def prefix(mark: str) -> str:
+    """What each line of the story begins with."""
+    return f"[vmoat {mark}] " if mark else "[vmoat] "
+
+
+_PREFIX = prefix(_mark)
+
 _RED, _YELLOW, _DIM, _RESET = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 
@@ -54,7 +68,7 @@ class Output:
     def say(self, text: str) -> None:
         """A line of the story, on stderr."""
         for line in text.splitlines() or [""]:
-            print(f"[vmoat] {line}", file=self.stderr, flush=True)
+            print(f"{_PREFIX}{line}", file=self.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         self.say(self._paint(_YELLOW, "warning: ") + text)
@@ -66,8 +80,9 @@ class Output:
     def error(self, error: VmoatError) -> None:
         """What is wrong, its last lines, what to do."""
         self.say(self._paint(_RED, "ERROR: ") + error.message)
+        margin = _PREFIX if _mark else ""
         for line in error.details:
-            print(f"    {shortened(printable(line))}", file=self.stderr, flush=True)
+            print(f"{margin}    {shortened(printable(line))}", file=self.stderr, flush=True)
         if error.hint:
             self.say(f"→ {error.hint}")
 

@@ -97,7 +97,7 @@ class Evidence:
     def _began(self, params: dict[str, Any], session: str) -> None:
         self._open[session, params["requestId"]] = {
             "url": params["request"]["url"][:LONGEST],
-            "method": params["request"]["method"],
+            "method": params["request"]["method"][:20],
             "type": params.get("type", "Other"),
         }
         self._loaders[session, params["requestId"]] = params.get("loaderId", "")

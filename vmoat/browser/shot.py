@@ -13,7 +13,7 @@ from typing import Any
 
 from vmoat.browser.argv import VIEWPORT
 from vmoat.browser.cdp import Browser
-from vmoat.browser.evidence import Evidence
+from vmoat.browser.evidence import LONGEST, Evidence
 from vmoat.errors import Code, VmoatError
 
 SCHEMA = "vmoat.shot/1"
@@ -26,6 +26,8 @@ ERROR_PAGE_LIMIT = 3.0
 """Seconds for the browser's own page about a site that cannot be reached."""
 TALLEST = 16384
 """Pixels of a whole page: what Chromium's compositor takes."""
+LINE = 400
+"""Characters of a line that is told."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Page:
             {
                 "schema": SCHEMA,
                 "url": url,
-                "final_url": self._value("location.href"),
-                "title": self._value("document.title"),
+                "final_url": self._value(f"location.href.slice(0, {LONGEST})"),
+                "title": self._value(f"document.title.slice(0, {LONGEST})"),
                 "status": evidence.status,
                 "ok": loaded and evidence.clean and not failed_document,
                 "loaded": loaded,
@@ -207,7 +209,7 @@ def write(shot: Shot, stem: Path) -> dict[str, str]:
 def told(report: dict[str, Any], printable: Callable[[str], str]) -> list[str]:
     """The report for a person, a line each; ``printable`` cleans what the page wrote."""
     status = report["status"] if report["status"] is not None else "no answer"
-    title = f" “{report['title']}”" if report["title"] else ""
+    title = f" “{report['title'][:100]}”" if report["title"] else ""
     rows = [f"{report['final_url'] or report['url']}{title}: {status}, {report['seconds']} s"]
     if not report["loaded"]:
         rows.append("  was not loaded in time")
@@ -219,4 +221,4 @@ def told(report: dict[str, Any], printable: Callable[[str], str]) -> list[str]:
         rows.append(f"  request: {row['method']} {row['url']}: {why}")
     if report["omitted"]:
         rows.append(f"  and {report['omitted']} more")
-    return [printable(row) for row in rows]
+    return [printable(row)[:LINE] for row in rows]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import secrets
 import signal
 import subprocess
 import tempfile
@@ -15,6 +17,7 @@ from typing import Any
 import anyio
 
 from vmoat import proc
+from vmoat.output import MARK, prefix
 
 OnLine = Callable[[str], None]
 
@@ -33,8 +36,8 @@ DRAIN = 1.0
 WATCHDOG = "read -r done || { kill -TERM $1; sleep 4; kill -KILL $1; } 2>/dev/null"
 """Outlives a kill -9 of the server and ends the child; ``$1`` is its pid."""
 
-ERROR = "[vmoat] ERROR: "
-HINT = "[vmoat] → "
+ERROR = "ERROR: "
+HINT = "→ "
 DETAIL = "    "
 
 
@@ -74,18 +77,41 @@ class Ended:
     """Its exit code; 128 + the number of the signal that killed it."""
     out: Tail
     err: Tail
+    mark: str
+    """What vmoat's own lines on ``err`` bear: a program in the VM may print anything there."""
     timed_out: bool = False
+
+    def story(self) -> list[str]:
+        """What vmoat itself told, a line each."""
+        found = (line.partition(prefix(self.mark)) for line in self.err.text().splitlines())
+        return [text for _, known, text in found if known]
+
+    def printed(self) -> str:
+        """What the programs that it ran printed on stderr."""
+        lines = self.err.text().splitlines(keepends=True)
+        return "".join(line.partition(prefix(self.mark))[0] for line in lines)
 
 
 class CommandError(Exception):
     """A command that did not do what it was asked for, in the words of its own error."""
 
-    def __init__(self, message: str, hint: str, exit_code: int, details: Sequence[str]) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str,
+        exit_code: int,
+        details: Sequence[str],
+        stage: str = "",
+        following: Sequence[str] = (),
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
         self.details = tuple(details)
+        self.stage = stage
+        self.following = tuple(following)
+        """Command lines to go on with."""
 
     def text(self) -> str:
         """All of it, as a person would read it."""
@@ -98,16 +124,18 @@ async def run(
     words: Sequence[str],
     *,
     on_out: OnLine | None = None,
-    on_err: OnLine | None = None,
+    on_story: OnLine | None = None,
     limit: float | None = None,
 ) -> Ended:
-    """Run `vmoat WORDS` to its end.
+    """Run `vmoat WORDS` to its end; ``on_story`` is given vmoat's own words, ``on_out`` the rest.
 
     It is ended after ``limit`` seconds, when the caller is cancelled, and when this process dies.
     """
-    readers = [_Pipe(on_out), _Pipe(on_err)]
+    mark = secrets.token_hex(8)
+    readers = [_Pipe(on_out), _Pipe(_sorted(mark, on_out, on_story))]
     with contextlib.ExitStack() as stack:
-        process = _start(words, *(stack.enter_context(reader.writer()) for reader in readers))
+        out_end, err_end = (stack.enter_context(reader.writer()) for reader in readers)
+        process = _start(words, out_end, err_end, mark)
     with _lifeline(process.pid):
         try:
             async with anyio.create_task_group() as group:
@@ -126,7 +154,22 @@ async def run(
             for reader in readers:
                 reader.close()
     out, err = (reader.tail for reader in readers)
-    return Ended(tuple(words), _code(process), out, err, time_limit.cancelled_caught)
+    return Ended(tuple(words), _code(process), out, err, mark, time_limit.cancelled_caught)
+
+
+def _sorted(mark: str, on_out: OnLine | None, on_story: OnLine | None) -> OnLine | None:
+    """Takes a line of stderr, and hands it to whom it concerns."""
+    if on_story is None:
+        return None
+
+    def take(line: str) -> None:
+        before, known, text = line.partition(prefix(mark))
+        if before and on_out:
+            on_out(before)
+        if known:
+            on_story(text)
+
+    return take
 
 
 async def finish(words: Sequence[str]) -> Ended:
@@ -135,17 +178,18 @@ async def finish(words: Sequence[str]) -> Ended:
     Into files: writing to a pipe that nobody reads would end it.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = _start(words, out.fileno(), err.fileno())
+        mark = secrets.token_hex(8)
+        process = _start(words, out.fileno(), err.fileno(), mark)
         await _exit(process)
         tails = Tail(), Tail()
         for tail, file in zip(tails, (out, err), strict=True):
             file.seek(0)
             tail.add(file.read())
-    return Ended(tuple(words), _code(process), *tails)
+    return Ended(tuple(words), _code(process), *tails, mark)
 
 
-def _start(words: Sequence[str], out: int, err: int) -> subprocess.Popen[bytes]:
-    return proc.spawn(proc.own_argv(*words), stdout=out, stderr=err)
+def _start(words: Sequence[str], out: int, err: int, mark: str) -> subprocess.Popen[bytes]:
+    return proc.spawn(proc.own_argv(*words), env={MARK: mark}, stdout=out, stderr=err)
 
 
 async def _exit(process: subprocess.Popen[bytes]) -> None:
@@ -238,19 +282,40 @@ def document(ended: Ended, codes: Sequence[int] = (0,)) -> Any:
 
 
 def failure(ended: Ended) -> CommandError:
-    """The error that a command ended with, read back from what ``Output.error`` printed."""
-    lines = ended.err.text().splitlines()
+    """The error that a command ended with, as data or read back from what was printed of it."""
+    if known := _document(ended):
+        return known
+    lines = ended.story()
     begin = next((n for n in reversed(range(len(lines))) if lines[n].startswith(ERROR)), None)
     if begin is None:
         command = " ".join(("vmoat", *ended.words))
         return CommandError(f"`{command}` ended unexpectedly", "`vmoat doctor` checks this machine",
-                      ended.code, lines[-12:])  # fmt: skip
+                      ended.code, ended.err.text().splitlines()[-12:])  # fmt: skip
     rest = lines[begin + 1 :]
     details = [line.removeprefix(DETAIL) for line in rest if line.startswith(DETAIL)]
     hint = next((line.removeprefix(HINT) for line in rest if line.startswith(HINT)), "")
     return CommandError(lines[begin].removeprefix(ERROR), hint, ended.code, details)
 
 
+def _document(ended: Ended) -> CommandError | None:
+    """The error in the last line of an answer in JSON (``vmoat.error/1``).
+
+    Only vmoat itself writes on stdout where it was asked for JSON.
+    """
+    options = itertools.takewhile(lambda word: word != "--", ended.words)
+    if "--json" not in options:
+        return None
+    lines = ended.out.text().rstrip("\n").splitlines()
+    try:
+        found = json.loads(lines[-1])
+        if found["schema"] != "vmoat.error/1":
+            return None
+        return CommandError(found["message"], found["hint"], ended.code, found["details"],
+                            found["stage"], found["next"])  # fmt: skip
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None
+
+
 def has_error(ended: Ended) -> bool:
     """Whether vmoat itself has failed, and not the user's command."""
-    return any(line.startswith(ERROR) for line in ended.err.text().splitlines())
+    return any(line.startswith(ERROR) for line in ended.story())

@@ -22,8 +22,6 @@ SILENCE = HEARTBEAT / 4
 """Seconds without a word after which a call says that it is still there: many clients give up
 after a minute of silence."""
 
-STORY = "[vmoat] "
-
 
 class Progress:
     """Collects lines and reports them in order, at a pace that a client can bear.
@@ -53,9 +51,8 @@ class Progress:
         self._take(printable(line).strip(), weighty=False)
 
     def story(self, line: str) -> None:
-        """A line of a command's stderr: vmoat's own words are told, the rest is output."""
-        text = line.removeprefix(STORY)
-        self._take(printable(text).strip(), weighty=text != line)
+        """A line of vmoat's own."""
+        self._take(printable(line).strip(), weighty=True)
 
     def _take(self, text: str, *, weighty: bool) -> None:
         if weighty:

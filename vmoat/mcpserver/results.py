@@ -76,6 +76,8 @@ class Command(Answer):
     stdout_dropped: int
     """Bytes at the beginning that are not shown."""
     stderr_dropped: int
+    notes: list[str]
+    """What vmoat itself said; all that stands in stdout and stderr is the command's word."""
 
 
 class Log(Answer):
@@ -104,7 +106,9 @@ class Shot(Answer):
     exit_code: int
     """0, or 1 for a page with errors, 6 for one that did not load in time."""
     files: dict[str, str]
-    """On the host: the picture (png), and this report (json)."""
+    """On the host: the picture (png), and the whole report (json)."""
+    omitted: int
+    """Errors and failed requests that are not here."""
 
 
 class Down(Answer):
@@ -162,3 +166,7 @@ class Error(Answer):
     missing on this machine, 5 the VM or its driver failed, 6 a time limit passed, 7 busy,
     125 vmoat failed before the command ran."""
     details: list[str]
+    stage: str
+    """The stage that failed, if one did."""
+    next: list[str]
+    """Command lines to go on with."""

@@ -18,8 +18,7 @@ from pydantic import Field
 
 from vmoat.errors import Code
 from vmoat.mcpserver import calls
-from vmoat.mcpserver.calls import Ended, Tail
-from vmoat.mcpserver.progress import STORY, Progress, Report
+from vmoat.mcpserver.progress import Progress, Report
 from vmoat.mcpserver.results import (
     Command,
     Down,
@@ -41,6 +40,13 @@ WAIT = 50.0
 LINES = 200
 CHARACTERS = 16_000
 """Of each stream that an answer shows by default, and at most: the reader pays for every word."""
+
+NOTES = 40
+"""Lines of vmoat's own beside a command's output."""
+
+ROWS, WORDS = 20, 500
+"""Errors and failed requests of a page that an answer holds, and characters of each text; all of
+them are in the report's file."""
 
 PICTURE = 3 * 2**20
 """Bytes; a larger picture is only named: clients refuse messages of several megabytes."""
@@ -173,8 +179,8 @@ async def logs(
     ended = await calls.run([*words_of(place), *words, "--", *([service] if service else [])])
     if ended.code != 0:
         raise calls.failure(ended)
-    text, dropped = shown(ended.out, tail * 50)  # several services: `tail` lines of each
-    return Log(text=text, dropped=dropped)
+    text, dropped = shown(ended.out.text(), tail * 50)  # several services: `tail` lines of each
+    return Log(text=text, dropped=ended.out.dropped + dropped)
 
 
 async def tunnel(
@@ -198,14 +204,18 @@ async def shot(
         str, Field(description="a service, or a URL as it is in the VM; else the health URL's")
     ] = "",
     full: Annotated[bool, Field(description="the whole page, not only the window")] = False,
-    out: Annotated[str, Field(description="the PNG to write; else one that vmoat keeps")] = "",
+    out: Annotated[
+        str,
+        Field(description="the PNG to write on the host, its report beside it as .json; "
+              "else both in vmoat's own folder"),
+    ] = "",
 ) -> Annotated[CallToolResult, Shot]:
     """Take a picture of a page, with its console errors and failed requests."""
     words = ["shot", "--json", *([f"--out={out}"] if out else []), *(["--full"] if full else [])]
     ended = await calls.run([*words_of(place), *words, "--", *([page] if page else [])])
     # A page with errors, and one that does not load in time, are answers.
     found = calls.document(ended, codes=(Code.OK, Code.STAGE, Code.TIMEOUT))
-    return with_picture(Shot(**{**found, "exit_code": ended.code}))
+    return with_picture(Shot(**{**bounded(found), "exit_code": ended.code}))
 
 
 async def down(ctx: Ctx, place: Place, worktree: Worktree = "") -> Down:
@@ -213,7 +223,7 @@ async def down(ctx: Ctx, place: Place, worktree: Worktree = "") -> Down:
     ended = await calls.finish([*words_of(place), "down"])
     if ended.code != 0:
         raise calls.failure(ended)
-    return Down(message="\n".join(story(ended)))
+    return Down(message="\n".join(ended.story()))
 
 
 async def ls(ctx: Ctx) -> Fleet:
@@ -250,7 +260,7 @@ async def _follow(ctx: Ctx, words: Sequence[str]) -> Run:
         done=error is None,
         message=f"{error.message}; {error.hint}" if error else seen.message or "done",
         stages=list(seen.stages.values()),
-        warnings=[text for text in story(ended) if text.startswith("warning: ")],
+        warnings=[text for text in ended.story() if text.startswith("warning: ")],
     )
 
 
@@ -281,29 +291,39 @@ async def _command(
     progress = Progress(reporter(ctx))
     async with progress.running():
         ended = await calls.run(
-            words, on_out=progress.output, on_err=progress.story, limit=limit
+            words, on_out=progress.output, on_story=progress.story, limit=limit
         )
     if ended.code == Code.BEFORE and calls.has_error(ended):
         raise calls.failure(ended)
-    stdout, out_dropped = shown(ended.out, lines)
-    stderr, err_dropped = shown(ended.err, lines)
+    stdout, out_dropped = shown(ended.out.text(), lines)
+    stderr, err_dropped = shown(ended.printed(), lines)
     return Command(
         exit_code=ended.code, timed_out=ended.timed_out, stdout=stdout, stderr=stderr,
-        stdout_dropped=out_dropped, stderr_dropped=err_dropped,
+        stdout_dropped=ended.out.dropped + out_dropped,
+        stderr_dropped=ended.err.dropped + err_dropped, notes=ended.story()[-NOTES:],
     )  # fmt: skip
 
 
-def shown(tail: Tail, lines: int) -> tuple[str, int]:
-    """The last lines of a stream, and how many bytes came before them."""
-    whole = tail.text()
+def shown(whole: str, lines: int) -> tuple[str, int]:
+    """The last lines of a text, and how many bytes came before them."""
     kept = "".join(whole.splitlines(keepends=True)[-lines:] if lines else [])[-CHARACTERS:]
-    return kept, tail.dropped + len(whole.encode()) - len(kept.encode())
+    return kept, len(whole.encode()) - len(kept.encode())
 
 
-def story(ended: Ended) -> list[str]:
-    """What a command told on stderr."""
-    rows = ended.err.text().splitlines()
-    return [row.removeprefix(STORY) for row in rows if row.startswith(STORY)]
+def bounded(report: dict[str, Any]) -> dict[str, Any]:
+    """A page's report in as many words as an answer may have: the page wrote most of them."""
+    result = {key: shortened(value) for key, value in report.items() if key != "files"}
+    left_out = 0
+    for key in ("errors", "failed_requests"):
+        rows = report.get(key, [])
+        left_out += len(rows) - len(rows[:ROWS])
+        result[key] = [{name: shortened(text) for name, text in row.items()} for row in rows[:ROWS]]
+    return {**result, "omitted": report["omitted"] + left_out, "files": report["files"]}
+
+
+def shortened(value: Any) -> Any:
+    """A text of a page's, cut; anything else as it is."""
+    return value[:WORDS] + "…" if isinstance(value, str) and len(value) > WORDS else value
 
 
 def with_picture(answer: Shot) -> CallToolResult:
