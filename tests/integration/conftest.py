@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 ORDER = ("test_up", "test_inside", "test_guest_stage", "test_walls", "test_bad_input",
          "test_mcp_session", "test_daily", "test_agents", "test_watch_files", "test_dev_server",
          "test_two", "test_browser", "test_two_agents", "test_fleet", "test_idle", "test_cache",
-         "test_odds", "test_local", "test_logins", "test_kills", "test_virtiofs", "test_repair",
-         "test_driver_contract",
-         "test_host", "test_user")  # fmt: skip
+         "test_odds", "test_local", "test_logins", "test_kills", "test_driver_contract",
+         "test_virtiofs", "test_repair", "test_host", "test_user")  # fmt: skip
 """Files that only look come first; the last ones break things."""
 
 BUILD_LIMIT = 1500

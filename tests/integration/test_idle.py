@@ -13,7 +13,7 @@ from vmoat.companion.idleness import CPU_SCRIPT, LOAD, guest_cpu
 
 pytestmark = pytest.mark.vm
 
-IDLE = 8.0
+IDLE = 5.0
 STOP_LIMIT = 90.0
 """Seconds for a look, `docker compose stop` and the power-off under emulation."""
 
@@ -51,7 +51,7 @@ def test_an_idle_vm_is_stopped_and_a_command_has_it_again(lab: Lab, second: Vm) 
             assert state(second) == "running", "a connection over a tunnel is open"
         began = time.monotonic()
         wait_until(lambda: state(second) == "stopped", IDLE + STOP_LIMIT, pause=1)
-        lab.figure("idle for 8 s, and stopped", time.monotonic() - began, "")
+        lab.figure(f"idle for {IDLE:g} s, and stopped", time.monotonic() - began, "")
         began = time.monotonic()
         done = second.cli("exec", "curl", "-fsS", "localhost:8080")
         assert done.returncode == 0, done.stderr

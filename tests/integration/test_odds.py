@@ -102,22 +102,3 @@ def test_without_bubblewrap_nothing_starts_and_the_cure_is_told(lab: Lab, reposi
     assert "bwrap" in done.stderr
     assert "bubblewrap" in done.stderr
     assert vm.status()["state"] == "absent"
-
-
-def test_without_walls_by_the_users_own_config(second: Vm, tmp_path: Path) -> None:
-    """QEMU's own network, proxies and a further certificate of the host's."""
-    certificate = tmp_path / "extra.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null",
-         "-subj", "/CN=vmoat test", "-out", certificate], check=True, capture_output=True,
-    )  # fmt: skip
-    env = {"VMOAT_WALLS": "false", "http_proxy": "http://proxy.invalid:3128",
-           "no_proxy": "localhost,127.0.0.1", "SSL_CERT_FILE": str(certificate)}  # fmt: skip
-    story = second.up("vm", env=env)
-    assert "walls changed" in story
-    said = second.cli("exec", "env; cat /etc/ssl/certs/ca-certificates.crt", env=env).stdout
-    assert "http_proxy=http://proxy.invalid:3128" in said
-    assert "HTTP_PROXY=http://proxy.invalid:3128" in said
-    assert certificate.read_text().split("\n")[2] in said
-    assert second.cli("exec", "cat index.html", env=env).stdout
-    assert set(second.processes()) == {"qemu"}

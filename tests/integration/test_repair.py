@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -45,12 +46,19 @@ def test_the_guest_is_rebooted_from_inside(second: Vm) -> None:
 
 
 def test_down_and_up_again(lab: Lab, second: Vm) -> None:
+    """The down command runs in the worktree, with the stack's environment; one that fails is told,
+    and ends nothing.
+    """
     second.ok("docker volume create keepsake")
+    mark = second.worktree / "build" / "down"
+    line = "docker compose stop; echo $PWD $COMPOSE_PROJECT_NAME >build/down; echo last; exit 3"
     began = time.monotonic()
-    done = second.cli("down")
+    done = second.cli("down", env={"VMOAT_DOWN_COMMAND": line})
     assert done.returncode == 0
     lab.figure("down", time.monotonic() - began, "")
-    assert "warning" not in done.stderr, "compose stopped the stack"
+    assert "exit code 3" in done.stderr
+    assert "last" in done.stderr
+    assert mark.read_text() == f"{second.worktree} shop\n"
     status = second.status()
     assert (status["state"], status["reasons"]) == ("stopped", [])
     assert second.living() == []
@@ -63,19 +71,6 @@ def test_down_and_up_again(lab: Lab, second: Vm) -> None:
     assert seconds < 240
     assert second.ran(since) == ["vm", "stack", *second.ran(since)[2:]]
     assert "keepsake" in second.ok("docker volume ls -q")
-
-
-def test_the_down_command_runs_where_the_stack_does(second: Vm) -> None:
-    """In the worktree, with the stack's environment; one that fails is told, and ends nothing."""
-    second.up()
-    mark = second.worktree / "build" / "down"
-    line = "echo $PWD $COMPOSE_PROJECT_NAME >build/down; echo last words; exit 3"
-    done = second.cli("down", env={"VMOAT_DOWN_COMMAND": line})
-    assert done.returncode == 0
-    assert "exit code 3" in done.stderr
-    assert "last words" in done.stderr
-    assert mark.read_text() == f"{second.worktree} shop\n"
-    assert second.status()["state"] == "stopped"
 
 
 @pytest.fixture
@@ -126,6 +121,25 @@ def test_the_disks_are_deleted_by_hand(machine: Vm) -> None:
     assert not alive(qemu)
     assert machine.plan()["apt"] == "a new disk"
     assert machine.status()["state"] == "running"
+
+
+def test_without_walls_by_the_users_own_config(machine: Vm, tmp_path: Path) -> None:
+    """QEMU's own network, proxies and a further certificate of the host's."""
+    certificate = tmp_path / "extra.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null",
+         "-subj", "/CN=vmoat test", "-out", certificate], check=True, capture_output=True,
+    )  # fmt: skip
+    env = {"VMOAT_WALLS": "false", "http_proxy": "http://proxy.invalid:3128",
+           "no_proxy": "localhost,127.0.0.1", "SSL_CERT_FILE": str(certificate)}  # fmt: skip
+    story = machine.up("vm", env=env)
+    assert "walls changed" in story
+    said = machine.cli("exec", "env; cat /etc/ssl/certs/ca-certificates.crt", env=env).stdout
+    assert "http_proxy=http://proxy.invalid:3128" in said
+    assert "HTTP_PROXY=http://proxy.invalid:3128" in said
+    assert certificate.read_text().split("\n")[2] in said
+    assert machine.cli("exec", "cat index.html", env=env).stdout
+    assert set(machine.processes()) == {"qemu"}
 
 
 def test_destroy_leaves_no_byte(odd: Vm) -> None:

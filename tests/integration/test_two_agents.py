@@ -100,7 +100,7 @@ class Agent:
         assert {out for out, _ in answers} == {self.page + "\n"}
 
     def do_down(self) -> None:
-        self.cli("down", code=0)
+        assert "warning" not in self.cli("down", code=0).stderr, "compose stops the stack"
         self.up = False
 
 
