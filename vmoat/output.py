@@ -34,6 +34,9 @@ class Output:
     def __init__(self, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
         self.stdout = stdout or sys.stdout
         self.stderr = stderr or sys.stderr
+        self.branch = ""
+        """Whose documents these are, where a command is for several worktrees: each has it then,
+        and a line of its own."""
         # A worktree's path may hold bytes that are no text; showing it must not fail.
         for stream in (self.stdout, self.stderr):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -59,6 +62,8 @@ class Output:
         """A document, which names its form: ``"schema": "vmoat.NAME/1"`` (``vmoat.schemas``)."""
         import json
 
+        if self.branch:
+            document, indent = {**document, "branch": self.branch}, None
         self.answer(json.dumps(document, indent=indent, ensure_ascii=False, default=str))
 
     def json_line(self, document: dict[str, Any]) -> None:

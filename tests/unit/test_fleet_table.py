@@ -262,6 +262,40 @@ def test_one_that_fails_stops_no_other_and_its_code_is_the_command_s(two: Two) -
     assert "wt-one" in unknown.stdout
 
 
+def ran(name: str) -> list[str]:
+    """What the stages' commands did there."""
+    return (fakes.place(name) / "ran").read_text().splitlines()
+
+
+def test_nothing_runs_twice_in_the_quicker_one(two: Two) -> None:
+    """What is forced, and what fails, is over there before anybody follows it."""
+    two.run("up", "-w", "one", "-w", "two")
+    (fakes.place("wt-one") / "slow").write_text("0.7")
+    before = {name: ran(name).count("apt") for name in ("wt-one", "wt-two")}
+    two.run("up", "-w", "one", "-w", "two", "--force", "apt")
+    assert {name: ran(name).count("apt") - before[name] for name in before} == {
+        "wt-one": 1, "wt-two": 1
+    }  # fmt: skip
+    (fakes.place("wt-two") / "fail-stack").write_text("3")
+    stacks = ran("wt-two").count("stack")
+    done = two.run("up", "-w", "one", "-w", "two", "--force", "stack", code=1)
+    assert "exit code 3" in done.stderr
+    assert ran("wt-two").count("stack") == stacks + 1
+
+
+def test_the_documents_of_several_say_whose_they_are(two: Two) -> None:
+    (fakes.place("wt-two") / "fail-stack").write_text("3")
+    done = two.run("up", "--json", "-w", "one", "-w", "two", code=1)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    ends = {row["branch"]: row["code"] for row in rows if row.get("event") == "run_end"}
+    assert ends == {"one": 0, "two": 1}
+    assert {row["branch"] for row in rows} == {"one", "two"}
+    assert (rows[-1]["schema"], rows[-1]["branch"]) == ("vmoat.error/1", "two")
+    assert rows[-1]["stage"] == "stack"
+    said = two.run("status", "--json", "-w", "one", "-w", "two").stdout.splitlines()
+    assert [json.loads(line)["branch"] for line in said] == ["one", "two"]
+
+
 def test_down_in_two_and_down_everywhere(two: Two) -> None:
     two.run("up", "-w", "one", "-w", "two")
     two.run("down", "-w", "one", "-w", "two")

@@ -14,7 +14,7 @@ from vmoat.fleet import admission, removal, sleep
 from vmoat.fleet.volumes import recorded
 from vmoat.lifecycle import shut_down, stack_command, volumes
 from vmoat.output import Output
-from vmoat.state import CANCEL_LIMIT, cancel_run, require_lock
+from vmoat.state import CANCEL_LIMIT, cancel_run, current_run, require_lock
 
 MAX_RUNS = 5
 """A run may find that inputs changed while it joined another; it does not chase them for ever."""
@@ -32,12 +32,34 @@ def up(args: argparse.Namespace, out: Output) -> int:
         targets = [*(targets or graph.default_targets(ctx)), args.force]
     with using(ctx, out):
         run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
-    if not args.detach and not args.stages:
-        for text in tunnels.restore(ctx):
-            out.warn(text)
-    if not args.detach and not args.stages and not args.json:
-        closing_words(ctx, out)
+    _after(ctx, args, out)
     return run
+
+
+def follow(args: argparse.Namespace, out: Output) -> int:
+    """Follow to its end what an `up --detach` of the same words has begun, also where it has ended
+    by now: nothing of it runs twice.
+    """
+    ctx = context(args)
+    log = watch.active(ctx) or current_run(ctx.instance.folder)
+    if log is None:
+        return up(args, out)
+    with using(ctx, out):
+        shown = view.make(out, as_json=args.json, tail=args.tail)
+        watch.follow(ctx, log, shown, timeout=args.timeout)
+        ctx.forget_facts()
+    _after(ctx, args, out)
+    return int(Code.OK)
+
+
+def _after(ctx: Context, args: argparse.Namespace, out: Output) -> None:
+    """What an `up` of everything says and does when the work is done."""
+    if args.detach or args.stages:
+        return
+    for text in tunnels.restore(ctx):
+        out.warn(text)
+    if not args.json:
+        closing_words(ctx, out)
 
 
 def forced(ctx: Context, force: str | None) -> list[str]:
@@ -230,8 +252,6 @@ def wait(args: argparse.Namespace, out: Output) -> int:
 
 
 def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
-    from vmoat.state import current_run
-
     log = current_run(ctx.instance.folder)
     if log is None:
         nothing = "nothing was ever started"

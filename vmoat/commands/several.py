@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vmoat import instance, watch
 from vmoat.commands import context
-from vmoat.errors import Code, VmoatError, as_error
+from vmoat.commands.lifecycle import follow
+from vmoat.errors import Code, VmoatError, as_error, as_fields
 from vmoat.fleet import removal
 from vmoat.fleet.rows import Row, rows
 from vmoat.output import Output
@@ -22,9 +23,11 @@ Run = Callable[[argparse.Namespace, Output], int]
 def each(run: Run, args: argparse.Namespace, out: Output) -> int:
     """Run a command in one worktree after the other.
 
-    An `up` first starts the work in all of them, so that it goes on at once.  One that fails is
-    told and stops no other; the exit code is the first failure's.
+    An `up` first starts the work in all of them, so that it goes on at once, and then follows one
+    after the other.  One that fails is told and stops no other; the exit code is the first
+    failure's.  In JSON each document is a line with its ``branch``, and the failures come last.
     """
+    as_json = getattr(args, "json", False)
     branches = list(dict.fromkeys(args.branches))
     todo = [(branch, _with(args, branch)) for branch in branches]
     failures: dict[str, VmoatError] = {}
@@ -33,15 +36,18 @@ def each(run: Run, args: argparse.Namespace, out: Output) -> int:
             starts = _with(one, branch, detach=True)
             _try(branch, functools.partial(run, starts, _silent()), failures)
         todo = [(branch, one) for branch, one in todo if branch not in failures]
+        run = follow
     for number, (branch, one) in enumerate(todo):
-        if not getattr(args, "json", False):
+        if as_json:
+            out.branch = branch
+        else:
             out.say(f"--- {branch}")
         _try(branch, functools.partial(run, one, out), failures)
         error = failures.get(branch)
         if error is not None and error.code == Code.INTERRUPTED:
             _cancel(todo[number + 1 :])
             break
-    return _end(failures, out)
+    return _end(failures, out, as_json=as_json)
 
 
 def _with(args: argparse.Namespace, branch: str, **more: object) -> argparse.Namespace:
@@ -78,10 +84,13 @@ def _cancel(todo: Iterable[tuple[str, argparse.Namespace]]) -> None:
         cancel_run(context(one, claim=False, tolerant=True).instance.folder)
 
 
-def _end(failures: dict[str, VmoatError], out: Output) -> int:
+def _end(failures: dict[str, VmoatError], out: Output, *, as_json: bool = False) -> int:
     for what, error in failures.items():
         out.say(f"--- {what}")
         out.error(error)
+        if as_json:
+            out.branch = what
+            out.json_line({"schema": "vmoat.error/1", **as_fields(error)})
     return next((error.code for error in failures.values()), int(Code.OK))
 
 
