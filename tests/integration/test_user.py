@@ -55,7 +55,8 @@ def installation(folder: Path) -> Path:
         if not (target / "vmoat" / name).exists():
             shutil.copytree(SOURCE / name, target / "vmoat" / name)
     for library in ("doit", "cloudpickle", "plumbum", "jinja2", "markupsafe", "tomli_w",
-                    "platformdirs", "rich", "pygments", "markdown_it", "mdurl"):  # fmt: skip
+                    "platformdirs", "rich", "pygments", "markdown_it", "mdurl", "watchfiles",
+                    "anyio", "idna", "sniffio"):  # fmt: skip
         for packages in site.getsitepackages():
             if (source := Path(packages) / library).is_dir():
                 shutil.copytree(source, target / library, dirs_exist_ok=True)

@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -166,6 +167,16 @@ def test_a_branch_switch_of_thousands_of_files_is_told_whole(told: Told) -> None
     back = told.names()
     assert {f"many/{n % 60}/{n}" for n in range(3000)} <= back
     assert len(told.watching.listing.files) >= 3000
+
+
+def test_a_watch_that_cannot_begin_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever starts a dev server would wait a minute for it."""
+    monkeypatch.setitem(sys.modules, "watchfiles._rust_notify", None)
+    watching = Watching(Tree(find(repository(tmp_path / "repo", {}))), tmp_path / "seen", print)
+    watching.run()
+    assert "watchfiles" in watching.failure
 
 
 def test_at_rest_it_costs_next_to_nothing(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from vmoat.companion.tree import Listing, State, Tree, differences, state_of
-from vmoat.errors import VmoatError
 
 STEP = 40
 """Milliseconds of quiet that end a batch, and between two looks of the backend."""
@@ -82,7 +81,7 @@ class Watching:
                 if isinstance(answer, set):
                     with self._lock:
                         notify = self._batch(notify, answer)
-        except (OSError, VmoatError, RuntimeError) as error:
+        except Exception as error:  # whatever it was, nobody is to wait for a watch that has ended
             self.failure = _told(error)
             for event in self._awaited.values():
                 event.set()
