@@ -33,7 +33,7 @@ class Agent:
         self.did: list[str] = []
 
     def work(self, seconds: float) -> None:
-        """Whole rounds at first, then until the time is over; ends with the stack up."""
+        """Whole rounds at first, then until the time is over."""
         until = time.monotonic() + seconds
         self.do_edit()
         for step in self._steps():
@@ -45,7 +45,6 @@ class Agent:
                 story = f"{self.vm.name}, after {' '.join(self.did)}: {step}"
                 raise AssertionError(f"{story}\n{error}") from error
             self.did.append(step)
-        self.do_up()
 
     def _steps(self) -> Iterator[str]:
         while True:
