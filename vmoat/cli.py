@@ -98,10 +98,10 @@ def _failed(out: Output, command: str, error: VmoatError, *, as_json: bool) -> i
     out.error(error)
     code = exit_code(command, error)
     if as_json:
-        from vmoat.errors import as_fields
+        from vmoat.errors import as_document
 
         # On one line: behind the events of `up` it is the last of them.
-        out.json_line({"schema": "vmoat.error/1", **as_fields(error), "code": code})
+        out.json_line({**as_document(error), "code": code})
     return code
 
 

@@ -73,6 +73,11 @@ def as_fields(error: VmoatError) -> dict[str, Any]:
     }
 
 
+def as_document(error: VmoatError) -> dict[str, Any]:
+    """The error as a document of its own."""
+    return {"schema": "vmoat.error/1", **as_fields(error)}
+
+
 def as_error(error: Exception) -> VmoatError:
     """Whatever was raised, as the one class that is shown."""
     if isinstance(error, VmoatError):

@@ -11,19 +11,24 @@ if TYPE_CHECKING:
 
     from vmoat.errors import VmoatError
 
-MARK = "VMOAT_MARK"
+STORY = "VMOAT_STORY"
 """In the environment of a command whose starter must tell its words from those of the programs that
-it runs: a word that nobody else knows.  No child of the command is told it."""
-
-_mark = os.environ.pop(MARK, "")
-
-
-def prefix(mark: str) -> str:
-    """What each line of the story begins with."""
-    return f"[vmoat {mark}] " if mark else "[vmoat] "
+it runs: the number of a descriptor.  The story goes there, a JSON object a line (``{"say": TEXT}``,
+an error as ``vmoat.error/1``), and no program that the command runs is handed either of them."""
 
 
-_PREFIX = prefix(_mark)
+def _channel() -> TextIO | None:
+    number = os.environ.pop(STORY, "")
+    try:
+        if int(number) < 3:  # the standard streams are everybody's
+            return None
+        os.set_inheritable(int(number), False)
+        return open(int(number), "w", encoding="utf-8", closefd=False)
+    except (ValueError, OSError):
+        return None
+
+
+_story = _channel()
 
 _RED, _YELLOW, _DIM, _RESET = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
@@ -73,7 +78,10 @@ class Output:
     def say(self, text: str) -> None:
         """A line of the story, on stderr."""
         for line in text.splitlines() or [""]:
-            print(f"{_PREFIX}{line}", file=self.stderr, flush=True)
+            if _story:
+                _record({"say": line})
+            else:
+                print(f"[vmoat] {line}", file=self.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         self.say(self._paint(_YELLOW, "warning: ") + text)
@@ -84,10 +92,14 @@ class Output:
 
     def error(self, error: VmoatError) -> None:
         """What is wrong, its last lines, what to do."""
+        if _story:
+            from vmoat.errors import as_document
+
+            _record(as_document(error))
+            return
         self.say(self._paint(_RED, "ERROR: ") + error.message)
-        margin = _PREFIX if _mark else ""
         for line in error.details:
-            print(f"{margin}    {shortened(printable(line))}", file=self.stderr, flush=True)
+            print(f"    {shortened(printable(line))}", file=self.stderr, flush=True)
         if error.hint:
             self.say(f"→ {error.hint}")
 
@@ -98,6 +110,14 @@ class Output:
 
     def _paint(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_RESET}" if self.colours else text
+
+
+def _record(row: dict[str, Any]) -> None:
+    import json
+
+    assert _story is not None
+    _story.write(json.dumps(row) + "\n")  # in one piece: a timer may tell something, too
+    _story.flush()
 
 
 LONGEST = 300

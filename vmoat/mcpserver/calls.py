@@ -1,12 +1,14 @@
-"""One `vmoat …` as a child process: started, read, ended; and what it said when it failed."""
+"""One `vmoat …` as a child process: started, read, ended; and what it said when it failed.
+
+vmoat's own words come on a channel of their own (``vmoat.output.STORY``): on stderr, a program that
+it runs may print what looks like them.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-import secrets
 import signal
 import subprocess
 import tempfile
@@ -17,7 +19,7 @@ from typing import Any
 import anyio
 
 from vmoat import proc
-from vmoat.output import MARK, prefix
+from vmoat.output import STORY
 
 OnLine = Callable[[str], None]
 
@@ -36,8 +38,6 @@ DRAIN = 1.0
 WATCHDOG = "read -r done || { kill -TERM $1; sleep 4; kill -KILL $1; } 2>/dev/null"
 """Outlives a kill -9 of the server and ends the child; ``$1`` is its pid."""
 
-ERROR = "ERROR: "
-HINT = "→ "
 DETAIL = "    "
 
 
@@ -77,19 +77,28 @@ class Ended:
     """Its exit code; 128 + the number of the signal that killed it."""
     out: Tail
     err: Tail
-    mark: str
-    """What vmoat's own lines on ``err`` bear: a program in the VM may print anything there."""
+    told: Tail
+    """vmoat's own words."""
     timed_out: bool = False
 
-    def story(self) -> list[str]:
-        """What vmoat itself told, a line each."""
-        found = (line.partition(prefix(self.mark)) for line in self.err.text().splitlines())
-        return [text for _, known, text in found if known]
+    def _rows(self) -> list[dict[str, Any]]:
+        # The first may be what is left of a line; the last, too, where the command was killed.
+        rows = (_row(line) for line in self.told.text().splitlines())
+        return [row for row in rows if row]
 
-    def printed(self) -> str:
-        """What the programs that it ran printed on stderr."""
-        lines = self.err.text().splitlines(keepends=True)
-        return "".join(line.partition(prefix(self.mark))[0] for line in lines)
+    def story(self) -> list[str]:
+        """What vmoat told, a line each."""
+        return [row["say"] for row in self._rows() if "say" in row]
+
+    def error(self) -> dict[str, Any] | None:
+        """What vmoat failed with (``vmoat.error/1``); None where it did not."""
+        return next((row for row in reversed(self._rows()) if "schema" in row), None)
+
+
+def _row(line: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        return dict(json.loads(line))
+    return {}
 
 
 class CommandError(Exception):
@@ -124,18 +133,17 @@ async def run(
     words: Sequence[str],
     *,
     on_out: OnLine | None = None,
+    on_err: OnLine | None = None,
     on_story: OnLine | None = None,
     limit: float | None = None,
 ) -> Ended:
-    """Run `vmoat WORDS` to its end; ``on_story`` is given vmoat's own words, ``on_out`` the rest.
+    """Run `vmoat WORDS` to its end; ``on_story`` is given vmoat's own words as they come.
 
     It is ended after ``limit`` seconds, when the caller is cancelled, and when this process dies.
     """
-    mark = secrets.token_hex(8)
-    readers = [_Pipe(on_out), _Pipe(_sorted(mark, on_out, on_story))]
+    readers = [_Pipe(on_out), _Pipe(on_err), _Pipe(_said(on_story))]
     with contextlib.ExitStack() as stack:
-        out_end, err_end = (stack.enter_context(reader.writer()) for reader in readers)
-        process = _start(words, out_end, err_end, mark)
+        process = _start(words, *(stack.enter_context(reader.writer()) for reader in readers))
     with _lifeline(process.pid):
         try:
             async with anyio.create_task_group() as group:
@@ -153,20 +161,17 @@ async def run(
                 await _end(process)
             for reader in readers:
                 reader.close()
-    out, err = (reader.tail for reader in readers)
-    return Ended(tuple(words), _code(process), out, err, mark, time_limit.cancelled_caught)
+    out, err, told = (reader.tail for reader in readers)
+    return Ended(tuple(words), _code(process), out, err, told, time_limit.cancelled_caught)
 
 
-def _sorted(mark: str, on_out: OnLine | None, on_story: OnLine | None) -> OnLine | None:
-    """Takes a line of stderr, and hands it to whom it concerns."""
+def _said(on_story: OnLine | None) -> OnLine | None:
+    """Takes a line of the story's channel."""
     if on_story is None:
         return None
 
     def take(line: str) -> None:
-        before, known, text = line.partition(prefix(mark))
-        if before and on_out:
-            on_out(before)
-        if known:
+        if text := _row(line).get("say"):
             on_story(text)
 
     return take
@@ -177,19 +182,20 @@ async def finish(words: Sequence[str]) -> Ended:
 
     Into files: writing to a pipe that nobody reads would end it.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        mark = secrets.token_hex(8)
-        process = _start(words, out.fileno(), err.fileno(), mark)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        process = _start(words, *(file.fileno() for file in files))
         await _exit(process)
-        tails = Tail(), Tail()
-        for tail, file in zip(tails, (out, err), strict=True):
+        tails = Tail(), Tail(), Tail()
+        for tail, file in zip(tails, files, strict=True):
             file.seek(0)
             tail.add(file.read())
-    return Ended(tuple(words), _code(process), *tails, mark)
+    return Ended(tuple(words), _code(process), *tails)
 
 
-def _start(words: Sequence[str], out: int, err: int, mark: str) -> subprocess.Popen[bytes]:
-    return proc.spawn(proc.own_argv(*words), env={MARK: mark}, stdout=out, stderr=err)
+def _start(words: Sequence[str], out: int, err: int, told: int) -> subprocess.Popen[bytes]:
+    argv, env = proc.own_argv(*words), {STORY: str(told)}
+    return proc.spawn(argv, env=env, stdout=out, stderr=err, pass_fds=(told,))
 
 
 async def _exit(process: subprocess.Popen[bytes]) -> None:
@@ -273,7 +279,7 @@ def document(ended: Ended, codes: Sequence[int] = (0,)) -> Any:
 
     Raises CommandError where vmoat failed, or ended with none of ``codes``, or without an answer.
     """
-    if ended.code not in codes or has_error(ended):
+    if ended.code not in codes or ended.error():
         raise failure(ended)
     try:
         return json.loads(ended.out.text())
@@ -282,40 +288,11 @@ def document(ended: Ended, codes: Sequence[int] = (0,)) -> Any:
 
 
 def failure(ended: Ended) -> CommandError:
-    """The error that a command ended with, as data or read back from what was printed of it."""
-    if known := _document(ended):
-        return known
-    lines = ended.story()
-    begin = next((n for n in reversed(range(len(lines))) if lines[n].startswith(ERROR)), None)
-    if begin is None:
+    """The error that a command ended with."""
+    known = ended.error()
+    if known is None:
         command = " ".join(("vmoat", *ended.words))
         return CommandError(f"`{command}` ended unexpectedly", "`vmoat doctor` checks this machine",
-                      ended.code, ended.err.text().splitlines()[-12:])  # fmt: skip
-    rest = lines[begin + 1 :]
-    details = [line.removeprefix(DETAIL) for line in rest if line.startswith(DETAIL)]
-    hint = next((line.removeprefix(HINT) for line in rest if line.startswith(HINT)), "")
-    return CommandError(lines[begin].removeprefix(ERROR), hint, ended.code, details)
-
-
-def _document(ended: Ended) -> CommandError | None:
-    """The error in the last line of an answer in JSON (``vmoat.error/1``).
-
-    Only vmoat itself writes on stdout where it was asked for JSON.
-    """
-    options = itertools.takewhile(lambda word: word != "--", ended.words)
-    if "--json" not in options:
-        return None
-    lines = ended.out.text().rstrip("\n").splitlines()
-    try:
-        found = json.loads(lines[-1])
-        if found["schema"] != "vmoat.error/1":
-            return None
-        return CommandError(found["message"], found["hint"], ended.code, found["details"],
-                            found["stage"], found["next"])  # fmt: skip
-    except (IndexError, ValueError, KeyError, TypeError):
-        return None
-
-
-def has_error(ended: Ended) -> bool:
-    """Whether vmoat itself has failed, and not the user's command."""
-    return any(line.startswith(ERROR) for line in ended.story())
+                            ended.code, ended.err.text().splitlines()[-12:])  # fmt: skip
+    return CommandError(known["message"], known["hint"], ended.code, known["details"],
+                        known["stage"], known["next"])  # fmt: skip

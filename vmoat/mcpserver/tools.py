@@ -291,12 +291,13 @@ async def _command(
     progress = Progress(reporter(ctx))
     async with progress.running():
         ended = await calls.run(
-            words, on_out=progress.output, on_story=progress.story, limit=limit
-        )
-    if ended.code == Code.BEFORE and calls.has_error(ended):
+            words, on_out=progress.output, on_err=progress.output, on_story=progress.story,
+            limit=limit,
+        )  # fmt: skip
+    if ended.error():
         raise calls.failure(ended)
     stdout, out_dropped = shown(ended.out.text(), lines)
-    stderr, err_dropped = shown(ended.printed(), lines)
+    stderr, err_dropped = shown(ended.err.text(), lines)
     return Command(
         exit_code=ended.code, timed_out=ended.timed_out, stdout=stdout, stderr=stderr,
         stdout_dropped=ended.out.dropped + out_dropped,
