@@ -15,7 +15,7 @@ import pytest
 from conftest import World, git
 
 from vmoat.fleet import admission, tickets, use
-from vmoat.state import VmLock
+from vmoat.state import VmLock, current_run
 
 LIMIT = 30.0
 
@@ -43,6 +43,12 @@ class Fleet:
     def run(self, folder: Path, *words: str, code: int = 0) -> str:
         done = self.world.vmoat(*words, cwd=folder, code=code)
         return done.stdout + done.stderr
+
+    def said(self, name: str) -> str:
+        """All that the last run of a VM said: who follows it late may see only its end."""
+        log = current_run(fakes.paths.vm_dir(name))
+        assert log is not None
+        return "\n".join(event.get("text", "") for event in log.events())
 
     def runs(self) -> set[str]:
         """The VMs that run, by the machine itself."""
@@ -165,7 +171,8 @@ def test_a_watcher_sees_what_is_waited_for_and_its_time_limit_holds(fleet: Fleet
     assert any(line.startswith("waiting for room: ") for line in lines), lines
     assert any(line.startswith("wt-a runs, ") and "(1 GiB)" in line for line in lines), lines
     fleet.run(a, "down")
-    assert "there is room" in fleet.run(third, "wait")
+    fleet.run(third, "wait")
+    assert "there is room, after" in fleet.said("wt-third")
 
 
 def test_no_wait_ends_with_7_and_names_what_runs(fleet: Fleet) -> None:
@@ -245,8 +252,63 @@ def test_one_that_grows_waits_though_its_record_is_lost(
     until(lambda: tickets.waiting() == ["wt-a"])
     assert fleet.runs() == {"wt-b"}, "it is ended: two that grow would wait for each other"
     fleet.run(b, "down")
-    assert "its memory changed: 1 → 2" in fleet.run(a, "wait")
+    fleet.run(a, "wait")
+    assert "its memory changed: 1 → 2: the VM is restarted" in fleet.said("wt-a")
     assert admission.taken() == [admission.Taken("wt-a", 2.0, starts=False)]
+
+
+def test_one_that_grows_and_will_not_wait_goes_on_with_what_it_has(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (fleet.worktree(name) for name in ("a", "b"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    said = fleet.run(a, "up", "--no-wait", code=7)
+    assert "wt-a needs 2 GiB, and 1 of the 2 GiB" in said
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "3")
+    assert "more than all VMs may have" in fleet.run(a, "up", code=3)
+    assert fleet.runs() == {"wt-a", "wt-b"}, "nothing was ended for a start that cannot be"
+    assert tickets.waiting() == []
+    assert admission.taken() == [
+        admission.Taken(name, 1.0, starts=False) for name in ("wt-a", "wt-b")
+    ]
+
+
+def test_one_that_grows_has_an_idle_one_stopped_before_it_is_ended(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (fleet.worktree(name) for name in ("a", "b"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    os.utime(fakes.paths.vm_dir("wt-b") / use.MARK, (time.time() - 600,) * 2)
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    said = fleet.run(a, "up", "--no-wait")
+    assert said.index("wt-b is stopped: nobody uses it") < said.index("the VM is restarted")
+    assert admission.taken() == [admission.Taken("wt-a", 2.0, starts=False)]
+
+
+def test_two_that_grow_at_once_come_up_one_after_the_other(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither waits for what the other has; the first to ask is the first to have it."""
+    a, b, other = (fleet.worktree(name) for name in ("a", "b", "other"))
+    monkeypatch.setenv("VMOAT_FLEET_MEMORY", "3")
+    for folder in (a, b, other):
+        fleet.run(folder, "up")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "3")
+    fleet.run(a, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-a"])
+    fleet.run(b, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-a", "wt-b"])
+    fleet.run(other, "down")
+    fleet.run(a, "wait")
+    until(lambda: fleet.runs() == {"wt-a"})
+    assert tickets.waiting() == ["wt-b"]
+    fleet.run(a, "down")
+    fleet.run(b, "wait")
+    assert admission.taken() == [admission.Taken("wt-b", 3.0, starts=False)]
 
 
 def test_who_will_not_wait_has_an_idle_one_stopped_all_the_same(

@@ -5,6 +5,15 @@ What a VM takes stands in the file ``room`` of its state folder (GiB).  It count
 that starts the VM holds the file, and from then on while the VM lives, by its driver's look at its
 processes: a start that fails, a worker that is killed and a VM that stops give it back without
 doing anything.  Who waits stands in the queue (``tickets``); only the first of it looks.
+
+Who waits holds nothing: two VMs that grow and kept what they have would wait for each other.  So a
+VM that runs and is to have more than it has
+
+- is refused before anything is ended, where it is larger than the limit, or where nobody wants to
+  wait and there is no room;
+- takes the whole room at once where there is as much besides the others, and is ended then;
+- else is ended, which gives back what it had, and waits at the place that it had in the queue from
+  before its end.
 """
 
 from __future__ import annotations
@@ -90,6 +99,7 @@ class Room:
         self._limit = limit(ctx.settings.fleet_memory)
         self._file = ctx.instance.folder / ROOM
         self._held: Held | None = None
+        self._ticket: Ticket | None = None
         self._queue = Queue((), ())
         self._pause = POLL
         self._stopping: subprocess.Popen[bytes] | None = None
@@ -100,18 +110,28 @@ class Room:
     def __enter__(self) -> Room:
         """Keeps what a VM that runs has already: its restart needs no place in the queue.
 
-        One that runs with less (``grows``) has to be ended before it waits for more: two that kept
-        what they have would wait for each other.
+        For one that is to have more than it has (``grows``) see the module; raises as ``take``.
         """
+        try:
+            self._begin()
+        except BaseException:  # with nothing entered, nothing is left
+            self.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
         with tickets.turn():
             had = _read(self._file) if lives(self._name) else 0.0
             if had >= self._need:
                 self._hold(had)  # until it is ended, if it is
             elif had:
                 self.grows = f"its memory changed: {had:g} → {self._need:g}"
-        return self
+                self._join()
+        if self._ticket and self._ctx.no_wait:
+            self._wait()
 
     def __exit__(self, *_: object) -> None:
+        self._leave()
         if self._held:
             self._held.free()
 
@@ -123,31 +143,39 @@ class Room:
         with tickets.turn():
             if self._held or lives(self._name):  # `colima start` may have been first
                 self._hold(self._need)
-                return
-            if self._need > self._limit:
-                raise self._too_large()
-            ticket = Ticket(self._name)
-            self._look(ticket)
-        try:
-            if not self._held:
-                self._wait(ticket)
-        finally:
-            ticket.leave()
+                self._leave()
+            elif not self._ticket:
+                self._join()
+        if self._ticket:
+            self._wait()
 
-    def _look(self, ticket: Ticket) -> None:
+    def _join(self) -> None:
+        """Stand at the queue's end, or be let in at once; in ``turn``."""
+        if self._need > self._limit:
+            raise self._too_large()
+        self._ticket = Ticket(self._name)
+        self._look()
+
+    def _leave(self) -> None:
+        if self._ticket:
+            self._ticket.leave()
+        self._ticket = None
+
+    def _look(self) -> None:
         """See who is ahead; the first sees what runs as well, and takes the room if it is there.
 
         In ``turn``, as is leaving the queue: nobody takes one that is let in for one that waits.
         """
-        ahead = tuple(ticket.ahead())
+        assert self._ticket is not None
+        ahead = tuple(self._ticket.ahead())
         if ahead and ahead == self._queue.ahead:
             return
         self._queue = Queue(ahead, tuple(taken(self._name, forget=True)))
         if not ahead and self._need <= self._free():
             self._hold(self._need)
-            ticket.leave()
+            self._leave()
 
-    def _wait(self, ticket: Ticket) -> None:
+    def _wait(self) -> None:
         began = time.monotonic()
         told: object = None
         while not self._held:
@@ -161,7 +189,7 @@ class Room:
             time.sleep(self._pause)
             looking = time.monotonic()
             with tickets.turn():
-                self._look(ticket)
+                self._look()
             self._pause = min(LONGEST, max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
         self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
 
