@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from fcntl import ioctl
@@ -229,6 +230,10 @@ class Two:
     def run(self, *words: str, code: int = 0) -> Any:
         return self.world.vmoat(*words, cwd=self.world.repo, code=code)
 
+    def ran(self, name: str) -> Counter[str]:
+        """How often each unit and driver call was carried out in a VM."""
+        return Counter((fakes.place(name) / "ran").read_text().splitlines())
+
     def states(self) -> dict[str, str]:
         listed = json.loads(self.run("ls", "--json").stdout)["vms"]
         return {vm["name"]: vm["state"] for vm in listed}
@@ -262,27 +267,6 @@ def test_one_that_fails_stops_no_other_and_its_code_is_the_command_s(two: Two) -
     assert "wt-one" in unknown.stdout
 
 
-def ran(name: str) -> list[str]:
-    """What the stages' commands did there."""
-    return (fakes.place(name) / "ran").read_text().splitlines()
-
-
-def test_nothing_runs_twice_in_the_quicker_one(two: Two) -> None:
-    """What is forced, and what fails, is over there before anybody follows it."""
-    two.run("up", "-w", "one", "-w", "two")
-    (fakes.place("wt-one") / "slow").write_text("0.7")
-    before = {name: ran(name).count("apt") for name in ("wt-one", "wt-two")}
-    two.run("up", "-w", "one", "-w", "two", "--force", "apt")
-    assert {name: ran(name).count("apt") - before[name] for name in before} == {
-        "wt-one": 1, "wt-two": 1
-    }  # fmt: skip
-    (fakes.place("wt-two") / "fail-stack").write_text("3")
-    stacks = ran("wt-two").count("stack")
-    done = two.run("up", "-w", "one", "-w", "two", "--force", "stack", code=1)
-    assert "exit code 3" in done.stderr
-    assert ran("wt-two").count("stack") == stacks + 1
-
-
 def test_the_documents_of_several_say_whose_they_are(two: Two) -> None:
     (fakes.place("wt-two") / "fail-stack").write_text("3")
     done = two.run("up", "--json", "-w", "one", "-w", "two", code=1)
@@ -294,6 +278,39 @@ def test_the_documents_of_several_say_whose_they_are(two: Two) -> None:
     assert rows[-1]["stage"] == "stack"
     said = two.run("status", "--json", "-w", "one", "-w", "two").stdout.splitlines()
     assert [json.loads(line)["branch"] for line in said] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("words", "units"),
+    [
+        (["--force"], {"apt", "script", "stack"}),
+        (["--force", "script"], {"script", "stack"}),
+        (["test"], {"test"}),
+        ([], set()),
+    ],
+)
+def test_what_is_asked_for_is_done_once_in_each(
+    two: Two, words: list[str], units: set[str]
+) -> None:
+    """The second is through with it while the first is still followed."""
+    two.run("up", "-w", "one", "-w", "two")
+    (fakes.place("wt-one") / "slow").write_text("0.5")
+    before = {name: two.ran(name) for name in ("wt-one", "wt-two")}
+    done = two.run("up", *words, "-w", "one", "-w", "two")
+    for name in before:
+        new = two.ran(name) - before[name]
+        assert {unit: new[unit] for unit in ("apt", "script", "stack", "test") if new[unit]} == (
+            dict.fromkeys(units, 1)
+        )
+    assert done.stderr.index("--- one") < done.stderr.index("--- two")
+
+
+def test_one_that_failed_while_another_was_followed_is_not_tried_again(two: Two) -> None:
+    (fakes.place("wt-one") / "slow").write_text("0.5")
+    (fakes.place("wt-two") / "fail-stack").write_text("3")
+    done = two.run("up", "-w", "one", "-w", "two", code=1)
+    assert "exit code 3" in done.stderr
+    assert two.ran("wt-two")["stack"] == 1
 
 
 def test_down_in_two_and_down_everywhere(two: Two) -> None:

@@ -14,52 +14,54 @@ from vmoat.fleet import admission, removal, sleep
 from vmoat.fleet.volumes import recorded
 from vmoat.lifecycle import shut_down, stack_command, volumes
 from vmoat.output import Output
-from vmoat.state import CANCEL_LIMIT, cancel_run, current_run, require_lock
+from vmoat.state import CANCEL_LIMIT, RunLog, cancel_run, require_lock
 
 MAX_RUNS = 5
 """A run may find that inputs changed while it joined another; it does not chase them for ever."""
+
+JOINS = "joining the work that goes on"
 
 FORCED = ("apt", "script", "seed", "stack")
 """``--force`` alone: everything that is done inside the VM, not the VM itself."""
 
 
-def up(args: argparse.Namespace, out: Output) -> int:
-    """Bring the stack up: ask what is to be done, have a worker do it, watch."""
-    ctx = context(args)
-    warn(ctx, out)
-    targets = list(args.stages)
-    if args.force:  # a stage that is forced is wanted
-        targets = [*(targets or graph.default_targets(ctx)), args.force]
-    with using(ctx, out):
-        run = bring_up(ctx, targets, args, out, force=forced(ctx, args.force))
-    _after(ctx, args, out)
-    return run
+def up(args: argparse.Namespace, out: Output, begun: RunLog | None = None) -> int:
+    """Bring the stack up: ask what is to be done, have a worker do it, watch.
 
-
-def follow(args: argparse.Namespace, out: Output) -> int:
-    """Follow to its end what an `up --detach` of the same words has begun, also where it has ended
-    by now: nothing of it runs twice.
+    ``begun`` is a run that does it already (``begin_up``): it is followed, whether it goes on or
+    has ended, and nothing is started.
     """
     ctx = context(args)
-    log = watch.active(ctx) or current_run(ctx.instance.folder)
-    if log is None:
-        return up(args, out)
+    warn(ctx, out)
+    if args.detach:
+        log = _begin(ctx, args, out)
+        out.say(f"{ctx.instance.name}: working in the background; `vmoat wait` follows it")
+        if args.json:
+            view.JsonView(out).show(view.event("detached", log.run_id, follow="vmoat wait"))
+        return int(Code.OK)
     with using(ctx, out):
-        shown = view.make(out, as_json=args.json, tail=args.tail)
-        watch.follow(ctx, log, shown, timeout=args.timeout)
-        ctx.forget_facts()
-    _after(ctx, args, out)
+        if begun:
+            _follow(ctx, begun, args, out)
+            attend(ctx)  # where it had nothing to do
+        else:
+            bring_up(ctx, _targets(ctx, args), args, out, force=forced(ctx, args.force))
+    if not args.stages:
+        for text in tunnels.restore(ctx):
+            out.warn(text)
+        if not args.json:
+            closing_words(ctx, out)
     return int(Code.OK)
 
 
-def _after(ctx: Context, args: argparse.Namespace, out: Output) -> None:
-    """What an `up` of everything says and does when the work is done."""
-    if args.detach or args.stages:
-        return
-    for text in tunnels.restore(ctx):
-        out.warn(text)
-    if not args.json:
-        closing_words(ctx, out)
+def begin_up(args: argparse.Namespace, out: Output) -> RunLog:
+    """Start the work of an `up` and return at once, with the run that does it."""
+    return _begin(context(args), args, out)
+
+
+def _targets(ctx: Context, args: argparse.Namespace) -> list[str]:
+    if args.force:  # a stage that is forced is wanted
+        return [*(args.stages or graph.default_targets(ctx)), args.force]
+    return list(args.stages)
 
 
 def forced(ctx: Context, force: str | None) -> list[str]:
@@ -83,51 +85,76 @@ def bring_up(
     force: list[str] | None = None,
 ) -> int:
     """Run the graph up to ``targets``: skip what holds, join who works, else start a worker."""
-    detach = getattr(args, "detach", False)
-    timeout = getattr(args, "timeout", None)
     as_json = getattr(args, "json", False)
-    tail = getattr(args, "tail", None)
     ctx.forced = frozenset(force or ())
     ctx.no_wait = getattr(args, "no_wait", False)
     for _ in range(MAX_RUNS):
-        seen = watch.last_run(ctx)
-        log = watch.active(ctx)
-        joined = log is not None
-        if joined and ctx.no_wait:
-            admission.require_none_waits(ctx)
-        if log is None:
-            if detach:
-                # The worker finds out: a guest that is busy answers later than `--detach` returns.
-                graph.wanted(ctx, graph.stages_of(ctx), targets)
-            elif graph.nothing_to_do(graph.plan(ctx, targets)):
-                attend(ctx)
-                _up_to_date(ctx, out, as_json=as_json)
-                return int(Code.OK)
-            # Where nothing is to be done, nothing can be missing: a no-op `up` does not look.
-            ctx.driver.check(walls=ctx.settings.walls)
-            log = watch.start(ctx, targets, sorted(ctx.forced), {}, args.verbose, seen)
-        if log is None:
-            log, joined = watch.newer(ctx, seen), True
+        seen, log = watch.last_run(ctx), watch.active(ctx)
+        # Where nothing is to be done, nothing can be missing: a no-op `up` does not look.
+        if log is None and graph.nothing_to_do(graph.plan(ctx, targets)):
+            attend(ctx)
+            _up_to_date(ctx, out, as_json=as_json)
+            return int(Code.OK)
+        log, joined = _join_or_start(ctx, log, targets, seen, verbose=args.verbose)
         if log is None:
             continue
-        if joined and detach and not log.wish(targets, sorted(ctx.forced)):
-            continue  # it has just ended
         if joined and not as_json:
-            out.say(f"{ctx.instance.name}: joining the work that goes on")
-        if detach:
-            out.say(f"{ctx.instance.name}: working in the background; `vmoat wait` follows it")
-            if as_json:
-                view.JsonView(out).show(view.event("detached", log.run_id, follow="vmoat wait"))
-            return int(Code.OK)
-        watch.follow(ctx, log, view.make(out, as_json=as_json, tail=tail), timeout=timeout)
-        ctx.forget_facts()
+            out.say(f"{ctx.instance.name}: {JOINS}")
+        _follow(ctx, log, args, out)
         if not joined:
             return int(Code.OK)
         # Who joined may have asked for more, or have changed a file since: look again.
         ctx.store.reload()
         ctx.forced -= watch.forced_in(log)
         ctx.joined |= log.done()
-    raise VmoatError(
+    raise _too_many(ctx)
+
+
+def _begin(ctx: Context, args: argparse.Namespace, out: Output) -> RunLog:
+    """Have a worker bring it up, or the one that works already go on with this."""
+    targets = _targets(ctx, args)
+    ctx.forced, ctx.no_wait = frozenset(forced(ctx, args.force)), args.no_wait
+    with using(ctx, out):
+        for _ in range(MAX_RUNS):
+            seen, log = watch.last_run(ctx), watch.active(ctx)
+            if log is None:
+                # The worker finds out what is to be done: a guest that is busy answers later
+                # than this returns.
+                graph.wanted(ctx, graph.stages_of(ctx), targets)
+            log, joined = _join_or_start(ctx, log, targets, seen, verbose=args.verbose)
+            if log is None or (joined and not log.wish(targets, sorted(ctx.forced))):
+                continue  # it has just ended
+            if joined and not args.json:
+                out.say(f"{ctx.instance.name}: {JOINS}")
+            return log
+    raise _too_many(ctx)
+
+
+def _join_or_start(
+    ctx: Context, log: RunLog | None, targets: list[str], seen: str, *, verbose: bool
+) -> tuple[RunLog | None, bool]:
+    """The run that works on this VM, and whether it is another's; none where that has ended.
+
+    ``log`` is the one that does now, ``seen`` the last before it was looked what is to be done.
+    """
+    if log is not None:
+        if ctx.no_wait:
+            admission.require_none_waits(ctx)
+        return log, True
+    ctx.driver.check(walls=ctx.settings.walls)
+    log = watch.start(ctx, targets, sorted(ctx.forced), {}, verbose, seen)
+    return (log, False) if log else (watch.newer(ctx, seen), True)
+
+
+def _follow(ctx: Context, log: RunLog, args: argparse.Namespace, out: Output) -> None:
+    as_json, tail = getattr(args, "json", False), getattr(args, "tail", None)
+    shown = view.make(out, as_json=as_json, tail=tail)
+    watch.follow(ctx, log, shown, timeout=getattr(args, "timeout", None))
+    ctx.forget_facts()
+
+
+def _too_many(ctx: Context) -> VmoatError:
+    return VmoatError(
         f"other work on {ctx.instance.name} came first, {MAX_RUNS} times",
         hint="`vmoat wait` follows it; `vmoat up` asks again",
         code=Code.BUSY,
@@ -252,6 +279,8 @@ def wait(args: argparse.Namespace, out: Output) -> int:
 
 
 def _how_it_ended(ctx: Context, out: Output, *, as_json: bool) -> int:
+    from vmoat.state import current_run
+
     log = current_run(ctx.instance.folder)
     if log is None:
         nothing = "nothing was ever started"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from vmoat import instance, watch
 from vmoat.commands import context
-from vmoat.commands.lifecycle import follow
-from vmoat.errors import Code, VmoatError, as_error, as_fields
+from vmoat.errors import Code, VmoatError, as_document, as_error
 from vmoat.fleet import removal
 from vmoat.fleet.rows import Row, rows
 from vmoat.output import Output
@@ -23,31 +22,38 @@ Run = Callable[[argparse.Namespace, Output], int]
 def each(run: Run, args: argparse.Namespace, out: Output) -> int:
     """Run a command in one worktree after the other.
 
-    An `up` first starts the work in all of them, so that it goes on at once, and then follows one
-    after the other.  One that fails is told and stops no other; the exit code is the first
-    failure's.  In JSON each document is a line with its ``branch``, and the failures come last.
+    An `up` first starts the work in all of them, so that it goes on at once, and then follows what
+    it started: what is asked for is done once, also where the quicker one is through by then.  One
+    that fails is told and stops no other; the exit code is the first failure's.  In JSON each
+    document is a line with its ``branch``, and the failures come last.
     """
     as_json = getattr(args, "json", False)
     branches = list(dict.fromkeys(args.branches))
     todo = [(branch, _with(args, branch)) for branch in branches]
     failures: dict[str, VmoatError] = {}
+    runs: dict[str, Run] = dict.fromkeys(branches, run)
     if args.command.name == "up" and not args.detach:
         for branch, one in todo:
-            starts = _with(one, branch, detach=True)
-            _try(branch, functools.partial(run, starts, _silent()), failures)
+            _try(branch, functools.partial(_begin, branch, one, runs), failures)
         todo = [(branch, one) for branch, one in todo if branch not in failures]
-        run = follow
     for number, (branch, one) in enumerate(todo):
         if as_json:
             out.branch = branch
         else:
             out.say(f"--- {branch}")
-        _try(branch, functools.partial(run, one, out), failures)
+        _try(branch, functools.partial(runs[branch], one, out), failures)
         error = failures.get(branch)
         if error is not None and error.code == Code.INTERRUPTED:
             _cancel(todo[number + 1 :])
             break
     return _end(failures, out, as_json=as_json)
+
+
+def _begin(branch: str, one: argparse.Namespace, runs: dict[str, Run]) -> int:
+    from vmoat.commands import lifecycle
+
+    runs[branch] = functools.partial(lifecycle.up, begun=lifecycle.begin_up(one, _silent()))
+    return int(Code.OK)
 
 
 def _with(args: argparse.Namespace, branch: str, **more: object) -> argparse.Namespace:
@@ -90,7 +96,7 @@ def _end(failures: dict[str, VmoatError], out: Output, *, as_json: bool = False)
         out.error(error)
         if as_json:
             out.branch = what
-            out.json_line({"schema": "vmoat.error/1", **as_fields(error)})
+            out.json_line(as_document(error))
     return next((error.code for error in failures.values()), int(Code.OK))
 
 
