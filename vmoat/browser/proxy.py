@@ -7,7 +7,9 @@ right through `down` and `up`.  The port may be given out before the VM runs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from vmoat import paths, tunnels
 from vmoat.context import Context
@@ -51,9 +53,9 @@ def _candidates(ctx: Context) -> Iterator[int]:
     mine = recorded(ctx)
     if mine:
         yield mine
-    last = int(read_toml(ctx.instance.folder / "ports.toml").get(REMEMBERED, 0))
+    last = _given(ctx.instance.folder / "ports.toml")
     promised = _promised(ctx.instance.name)
-    for candidate in ([last] if last else []) + list(PORTS):
+    for candidate in ([last] if last else []) + _from(ctx.instance.vm_id):
         if candidate in promised or candidate == mine:
             continue
         if not tunnels.holder(candidate, ctx.instance.name):
@@ -87,9 +89,23 @@ def _remember(ctx: Context, candidate: int) -> None:
         write_toml(file, {**known, REMEMBERED: candidate})
 
 
+def _from(vm_id: str) -> list[int]:
+    """All ports, from one that the VM's id chooses.  A browser that vmoat cannot end (an MCP
+    server's) may outlive its VM: the next VM on this machine is hardly ever given that one's port.
+    """
+    start = int.from_bytes(hashlib.sha256(vm_id.encode()).digest()[:4]) % len(PORTS)
+    return [*PORTS[start:], *PORTS[:start]]
+
+
 def _promised(mine: str) -> set[int]:
     """Ports that other VMs were ever given: a window that is open, or an MCP server's command line,
     goes on with its own though `untunnel` has closed it.  They are free when the VM is destroyed.
     """
     files = paths.vms_dir().glob("[!.]*/ports.toml")
-    return {int(read_toml(file).get(REMEMBERED, 0)) for file in files if file.parent.name != mine}
+    return {_given(file) for file in files if file.parent.name != mine}
+
+
+def _given(record: Path) -> int:
+    """The port that a VM was given last; 0 for none."""
+    found = read_toml(record).get(REMEMBERED)
+    return found if isinstance(found, int) else 0
