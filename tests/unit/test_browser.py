@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,47 @@ def test_a_window_that_is_open_keeps_its_port_after_untunnel(world: World) -> No
     assert proxy.recorded(world.context()) == mine
 
 
+def fork(act: Callable[[], object]) -> int:
+    """A process that does this and ends, with 0 where it went well; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def test_worktrees_that_choose_at_once_get_a_port_each(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All want the same first: their ids do not tell them apart here."""
+    trees = [world.tree, *(world.root / name for name in ("b", "c", "d"))]
+    for tree in trees[1:]:
+        git(world.repo, "worktree", "add", "-q", "-b", tree.name, str(tree))
+    contexts = [load(tree) for tree in trees]
+    monkeypatch.setattr(proxy, "_from", lambda vm_id: list(proxy.PORTS))
+    children = [fork(functools.partial(proxy.port, ctx)) for ctx in contexts]
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(children)
+    assert len({proxy.recorded(ctx) for ctx in contexts} - {0}) == len(contexts)
+
+
+def test_a_destroyed_vms_port_is_not_the_next_ones() -> None:
+    """An agent's browser that outlived its VM shows no other VM's pages."""
+    firsts = {proxy._from(f"{number:016x}")[0] for number in range(20)}
+    assert len(firsts) > 15
+    assert sorted(proxy._from("x")) == list(proxy.PORTS)
+
+
+def test_a_damaged_record_of_another_vm_stops_nobody(world: World) -> None:
+    other = world.context().instance.folder.parent / "wt-other"
+    other.mkdir()
+    (other / "ports.toml").write_text('socks = "many"\n')
+    assert world.vmoat("browser-args").stdout
+
+
 def test_a_port_that_somebody_else_took_is_changed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +321,7 @@ def running(world: World) -> World:
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
-        ("", "http://localhost:8080/"),  # the health URL's
+        (None, "http://localhost:8080/"),  # the health URL's
         ("/login?x=1", "http://localhost:8080/login?x=1"),
         ("web", "http://localhost:8088/"),
         ("secure", "https://localhost:9443/"),
@@ -291,14 +334,15 @@ def running(world: World) -> World:
         ("https://example.org/a b", "https://example.org/a b"),
     ],
 )
-def test_the_page_that_is_meant(running: World, said: str, meant: str) -> None:
+def test_the_page_that_is_meant(running: World, said: str | None, meant: str) -> None:
     assert target.url_of(running.context(), said) == meant
 
 
 @pytest.mark.parametrize("said", [
     "nope", "job", "file:///etc/passwd", "70000", "http://", "https://:8080/", "http://a b/",
     "http://localhost:99999/", "localhost:99999", "http://[::1/", "http://localhost/\n", "/a\x1b[m",
-    "javascript:alert(1)", "localhost:0",
+    "javascript:alert(1)", "localhost:0", "", " ", "web app", "ftp://x/", "data:text/html,x",
+    "view-source:http://localhost/", "about:blank", "²", "-web", "localhost/\n", "http://x/\x9b",
 ])
 def test_a_page_that_cannot_be(running: World, said: str) -> None:
     with pytest.raises(VmoatError) as caught:
@@ -308,13 +352,24 @@ def test_a_page_that_cannot_be(running: World, said: str) -> None:
         assert "db, secure, web" in caught.value.hint
 
 
+@pytest.mark.parametrize("command", ["open", "shot"])
+@pytest.mark.parametrize("said", ["", "http://", "ftp://x", "javascript:alert(1)", "a b", "9\n"])
+def test_what_is_no_page_is_told_before_a_vm_is_asked(
+    world: World, command: str, said: str
+) -> None:
+    """Nothing is started for it: there is no VM, no browser and no display here."""
+    done = world.vmoat(command, said, code=2)
+    assert "name a service, a port, a /path or a URL" in done.stderr
+    assert world.events() == []
+
+
 def test_without_a_health_url_it_is_the_first_that_speaks_http(
     running: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VMOAT_HEALTH_URL", "")
-    assert target.url_of(running.context(), "") == "http://localhost:5432/", "nobody speaks"
+    assert target.url_of(running.context(), None) == "http://localhost:5432/", "nobody speaks"
     monkeypatch.setattr(target, "_speaks_http", lambda ctx, port: port == 8088)
-    assert target.url_of(running.context(), "") == "http://localhost:8088/"
+    assert target.url_of(running.context(), None) == "http://localhost:8088/"
 
 
 # --- open

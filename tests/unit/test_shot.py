@@ -196,11 +196,3 @@ def test_whoever_is_ended_leaves_no_browser(site: str, tmp_path: Path, how: int)
         process.wait()
 
 
-def test_no_json_file_of_the_project_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / "app.json").write_text('{"expo": {}}')
-    with pytest.raises(VmoatError, match=r"app\.json is there") as caught:
-        shot.check(tmp_path / "app")
-    assert caught.value.code == Code.USAGE
-    (tmp_path / "page.json").write_text('{"schema": "vmoat.shot/1"}')
-    shot.check(tmp_path / "page")
-    shot.check(tmp_path / "new")

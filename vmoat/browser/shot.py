@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
+import stat
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ ERROR_PAGE_LIMIT = 3.0
 """Seconds for the browser's own page about a site that cannot be reached."""
 TALLEST = 16384
 """Pixels of a whole page: what Chromium's compositor takes."""
+PNG = b"\x89PNG\r\n\x1a\n"
 LINE = 400
 """Characters of a line that is told."""
 
@@ -178,32 +182,101 @@ class Page:
         return self._browser.call(method, params, self.session, limit=PICTURE_LIMIT)
 
 
-def check(stem: Path) -> None:
-    """Raises USAGE where STEM.json is somebody's: `--out app` beside the project's app.json."""
-    file = Path(f"{stem}.json")
-    try:
-        found = json.loads(file.read_text()) if file.exists() else {"schema": SCHEMA}
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+def stem(text: str) -> Path:
+    """The common start of both files: FILE, FILE.png and FILE.json all mean FILE.
+
+    Raises USAGE for a folder and where one of the files is somebody's (`--out app` beside the
+    project's app.json), MISSING where none can be written.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(text)))
+    if not text.strip() or text.endswith("/") or path.is_dir():
         raise VmoatError(
-            f"{file} is there, and no report of `vmoat shot`",
-            hint="name another file with --out",
+            f"--out {text!r} is a folder" if text.strip() else "--out has an empty name",
+            hint=f"name a file: --out {os.path.join(text.strip(), 'page')}",
             code=Code.USAGE,
         )
+    found = path.with_suffix("") if path.suffix in (".png", ".json") else path
+    for file in (Path(f"{found}.png"), Path(f"{found}.json")):
+        if not _may_replace(file):
+            raise VmoatError(
+                f"{file} is there, and no " + REPLACED[file.suffix],
+                hint="name another file with --out",
+                code=Code.USAGE,
+            )
+    try:
+        found.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=found.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(found.parent, error) from error
+    return found
+
+
+REPLACED = {".png": "picture", ".json": "report of `vmoat shot`"}
+"""What a shot may write over."""
+
+
+def _may_replace(file: Path) -> bool:
+    """Whether nothing is lost with what has the name."""
+    if not os.path.lexists(file):
+        return True
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            return False
+        if file.suffix == ".png":
+            with open(file, "rb") as stream:
+                return stream.read(len(PNG)) in (PNG, b"")
+        found = json.loads(file.read_text())
+        return isinstance(found, dict) and found.get("schema") == SCHEMA
+    except (OSError, ValueError):
+        return False
+
+
+def _unwritable(folder: Path, error: OSError) -> VmoatError:
+    return VmoatError(
+        f"nothing can be written in {folder}: {error.strerror}",
+        hint="name a file of another folder with --out",
+        code=Code.MISSING,
+    )
 
 
 def write(shot: Shot, stem: Path) -> dict[str, str]:
     """Write STEM.png and STEM.json; their places, which the report names as ``files``."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     files = {"json": f"{stem}.json"}
     if shot.picture:
         files["png"] = f"{stem}.png"
-        Path(files["png"]).write_bytes(shot.picture)
     shot.report["files"] = files
-    # ASCII: a page may well write half a surrogate pair, which no file could hold
-    Path(files["json"]).write_text(json.dumps(shot.report, indent=2) + "\n")
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if shot.picture:
+            _replace(Path(files["png"]), shot.picture)
+        # ASCII: a page may well write half a surrogate pair, which no file could hold
+        _replace(Path(files["json"]), (json.dumps(shot.report, indent=2) + "\n").encode())
+    except OSError as error:
+        raise _unwritable(stem.parent, error) from error
     return files
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Write a new file in the place of the old one: the name may be a link by now that the VM made
+    in the worktree, to a file of the user's.
+    """
+    descriptor, draft = tempfile.mkstemp(prefix=".shot-", dir=file.parent)
+    try:
+        with open(descriptor, "wb") as stream:
+            stream.write(data)
+            os.fchmod(descriptor, 0o666 & ~_umask())
+        os.replace(draft, file)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _umask() -> int:
+    """Linux and macOS tell it only to who sets it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def told(report: dict[str, Any], printable: Callable[[str], str]) -> list[str]:

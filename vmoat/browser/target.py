@@ -10,24 +10,43 @@ from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 
 TLS = frozenset({443, 8443})
+SERVICE = r"[A-Za-z0-9][\w.-]*"
+"""Names of compose's services and of containers; the rest of a text that is no URL is a slip."""
 ASK_LIMIT = 2.0
 """Seconds for a port to say that it speaks HTTP."""
 
 
-def url_of(ctx: Context, text: str) -> str:
-    """The URL that is meant; "" means the health URL's origin, else the first HTTP service's.
+def url_of(ctx: Context, text: str | None) -> str:
+    """The URL that is meant; None means the health URL's origin, else the first HTTP service's.
 
     Raises USAGE for a service that there is not, STAGE where nothing is published at all.
     """
-    if not text or text.startswith("/"):
-        return checked(_origin(ctx) + (text or "/"))
+    if text is None:
+        return checked(_origin(ctx) + "/")
+    if url := said(text):
+        return url
+    if text.startswith("/"):
+        return checked(_origin(ctx) + text)
+    return _service(ctx, text) + "/"
+
+
+def said(text: str) -> str:
+    """The URL that the words alone name; "" for a /path and a service, which a VM has to complete.
+
+    Raises USAGE where they can name no page in any VM.
+    """
+    if text.startswith("/"):
+        checked("http://localhost" + text)
+        return ""
     if "://" in text:
         return checked(text)
-    if text.isdigit():
+    if text.isdecimal():
         return _address(tunnels.parse_port(text)[0]) + "/"
     if re.match(r"[\w.-]+:\d+(/|$)|localhost(/|$)|127\.0\.0\.1(/|$)", text):
         return checked(f"http://{text}" + ("" if "/" in text else "/"))
-    return _service(ctx, text) + "/"
+    if not re.fullmatch(SERVICE, text):
+        raise _no_page(text)
+    return ""
 
 
 def checked(url: str) -> str:
@@ -38,13 +57,18 @@ def checked(url: str) -> str:
         good = good and not re.search(r"\s", parts.netloc)
     except ValueError:  # a port or an IPv6 address that is none
         good = False
-    if not good or re.search(r"[\x00-\x1f\x7f]", url):
-        raise VmoatError(
-            f"{url!r} is no http or https URL",
-            hint="name a service, a port, a /path or a URL as it is inside the VM",
-            code=Code.USAGE,
-        )
+    if not good or re.search(r"[\x00-\x1f\x7f-\x9f]", url):
+        raise _no_page(url)
     return url
+
+
+def _no_page(text: str) -> VmoatError:
+    return VmoatError(
+        f"{text[:200]!r} is no http or https URL" if text else "the page has an empty name",
+        hint="name a service, a port, a /path or a URL as it is inside the VM; without an argument "
+        "it is the health URL's site",
+        code=Code.USAGE,
+    )
 
 
 def _origin(ctx: Context) -> str:

@@ -26,6 +26,7 @@ KEPT_SHOTS = 40
 
 def open_page(args: argparse.Namespace, out: Output) -> int:
     """Start the user's browser with the worktree's own profile; returns while it runs."""
+    _check_page(args.page)
     ctx = context(args)
     command = find.command(ctx.settings.browser_command)
     if not find.has_display(os.environ, sys.platform):
@@ -36,7 +37,7 @@ def open_page(args: argparse.Namespace, out: Output) -> int:
             code=Code.MISSING,
         )
     ctx = running(args, out)
-    url = target.url_of(ctx, args.page or "")
+    url = target.url_of(ctx, args.page)
     profile = profiles.window(ctx.instance.vm_id, command)
     port = proxy.port(ctx)
     if not profiles.has(profile, argv.network(port)[0]):
@@ -50,6 +51,12 @@ def open_page(args: argparse.Namespace, out: Output) -> int:
     else:
         out.answer(url)
     return int(Code.OK)
+
+
+def _check_page(page: str | None) -> None:
+    """What can name no page in any VM is told before one is started for it."""
+    if page is not None:
+        target.said(page)
 
 
 def _start(words: list[str], log: Path) -> None:
@@ -105,12 +112,13 @@ def shot(args: argparse.Namespace, out: Output) -> int:
     """A picture and a report, as files; 1 where the page has an error, 6 where it isn't loaded."""
     from vmoat.browser import shot as shots
 
+    _check_page(args.page)
+    stem = shots.stem(args.out) if args.out is not None else None
     ctx = context(args)
     command = find.command(ctx.settings.browser_command)
     ctx = running(args, out)
-    url = target.url_of(ctx, args.page or "")
-    stem = _stem(args.out) if args.out else _place(ctx, url)
-    shots.check(stem)
+    url = target.url_of(ctx, args.page)
+    stem = stem or _place(ctx, url)
     port = proxy.port(ctx)
     with profiles.throwaway(ctx.instance.vm_id, command) as profile:
         words = [*command, *argv.headless(port, profile, root=is_root())]
@@ -127,12 +135,6 @@ def shot(args: argparse.Namespace, out: Output) -> int:
     if not taken.report["loaded"]:
         return int(Code.TIMEOUT)
     return int(Code.OK if taken.ok else Code.STAGE)
-
-
-def _stem(text: str) -> Path:
-    """FILE, FILE.png and FILE.json all mean both files."""
-    path = Path(os.path.abspath(os.path.expanduser(text)))
-    return path.with_suffix("") if path.suffix in (".png", ".json") else path
 
 
 def _place(ctx: Context, url: str) -> Path:
