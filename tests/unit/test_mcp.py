@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +14,14 @@ import anyio
 import fakes
 import pytest
 from conftest import World
-from mcp import Client, StdioServerParameters
-from mcp.client.stdio import stdio_client
 from mcp_types import ListRootsResult, Root
+from mcpclient import WAITS, ask, call, gone, session, started, until
 
 from vmoat import cli, proc
 from vmoat.errors import VmoatError, as_fields
-from vmoat.mcpserver import calls, tools
+from vmoat.mcpserver import calls
 from vmoat.mcpserver.progress import Progress
-from vmoat.mcpserver.server import Server
+from vmoat.mcpserver.server import failed
 from vmoat.state import require_lock
 
 TOOLS = ["plan", "up", "wait", "status", "test", "exec", "logs", "tunnel", "shot", "down", "ls"]
@@ -38,25 +33,8 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@contextlib.asynccontextmanager
-async def session(world: World, mode: str = "auto", **options: Any) -> AsyncIterator[Client]:
-    """A client and its server in the worktree."""
-    command, *words = world.argv(*options.pop("words", ()), "mcp")
-    server = StdioServerParameters(
-        command=command, args=words, env=dict(os.environ), cwd=options.pop("cwd", world.tree)
-    )
-    async with Client(stdio_client(server), mode=mode, **options) as client:
-        yield client
-
-
-def ask(world: World, tool: str, mode: str = "auto", **arguments: Any) -> Any:
-    """One call in a session of its own."""
-
-    async def call() -> Any:
-        async with session(world, mode) as client:
-            return await client.call_tool(tool, arguments)
-
-    return anyio.run(call)
+def fields(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return list(schema["properties"].items())
 
 
 def test_a_whole_session(world: World, mode: str) -> None:
@@ -72,6 +50,9 @@ def test_a_whole_session(world: World, mode: str) -> None:
             listed = (await client.list_tools()).tools
             assert [tool.name for tool in listed] == TOOLS
             assert all(tool.output_schema and tool.description for tool in listed)
+            given = [(tool.name, *row) for tool in listed for schema in
+                     (tool.input_schema, tool.output_schema) for row in fields(schema)]  # fmt: skip
+            assert [row for row in given if not row[2].get("description")] == []
 
             plan = await client.call_tool("plan")
             assert {s["stage"] for s in plan.structured_content["stages"] if s["runs"]} >= {"vm"}
@@ -89,7 +70,8 @@ def test_a_whole_session(world: World, mode: str) -> None:
             assert not failing.is_error, "a test that fails is an answer"
             assert failing.structured_content["exit_code"] == 7
             assert failing.structured_content["stdout"] == "2 of it's 3 failed\n"
-            assert failing.structured_content["stderr"].endswith("bad\n")
+            assert failing.structured_content["stderr"] == "bad\n"
+            assert "✓ stack" in "".join(failing.structured_content["notes"])
 
             status = await client.call_tool("status")
             assert status.structured_content["state"] == "running"
@@ -190,12 +172,6 @@ def test_up_returns_in_time_and_wait_follows(world: World) -> None:
     assert world.reasons() == {}
 
 
-async def until(what: Callable[[], Any], limit: float = 15) -> None:
-    with anyio.fail_after(limit):
-        while not what():
-            await anyio.sleep(0.05)
-
-
 def test_a_cancelled_up_goes_on(world: World, mode: str) -> None:
     world.context()
     world.set("slow", "0.5")
@@ -213,19 +189,6 @@ def test_a_cancelled_up_goes_on(world: World, mode: str) -> None:
 
     anyio.run(play)
     assert world.reasons() == {}
-
-
-WAITS = "echo $PPID >pid; exec sleep 97"
-"""A command in the guest (here: a child of `vmoat exec`), which says whose child it is."""
-
-
-def gone(file: Path) -> bool:
-    """Whether the `vmoat exec` that wrote its pid has ended."""
-    return not Path(f"/proc/{file.read_text().strip()}").exists()
-
-
-def started(file: Path) -> bool:
-    return bool(fakes.text(file))
 
 
 def test_cancelling_exec_ends_it(world: World, mode: str) -> None:
@@ -298,18 +261,6 @@ def test_a_down_that_has_begun_is_left_to_end(world: World) -> None:
     anyio.run(until, lambda: "stop" in world.ran())
 
 
-def call(number: int, tool: str, arguments: dict[str, Any]) -> str:
-    """A request of the protocol of 2026, which needs no handshake."""
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    params = {"name": tool, "arguments": arguments, "_meta": meta}
-    row = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
-    return json.dumps(row) + "\n"
-
-
 def test_which_worktree_a_call_means(world: World, mode: str, tmp_path: Path) -> None:
     """The tool's own word, then the server's, then the client's root, then where the server is."""
     roots = [Root(uri=world.tree.as_uri()), Root(uri=world.repo.as_uri())]
@@ -330,22 +281,6 @@ def test_which_worktree_a_call_means(world: World, mode: str, tmp_path: Path) ->
         assert await branch({}, **home) == "work"
         assert await branch({}) == "work"
         assert "not inside a git" in await branch({}, cwd=tmp_path)
-
-    anyio.run(play)
-
-
-def test_output_is_bounded_and_says_so(world: World) -> None:
-    assert world.work() == 0
-
-    async def play() -> None:
-        async with session(world) as client:
-            lines = await client.call_tool("exec", {"command": "seq 20000", "tail": 2})
-            assert lines.structured_content["stdout"] == "19999\n20000\n"
-            assert lines.structured_content["stdout_dropped"] == 108894 - 12
-            line = {"command": "head -c 9000000 /dev/zero | tr '\\0' x"}
-            one = await client.call_tool("exec", line)
-            assert one.structured_content["stdout"] == "x" * tools.CHARACTERS
-            assert one.structured_content["stdout_dropped"] == 9000000 - tools.CHARACTERS
 
     anyio.run(play)
 
@@ -389,18 +324,10 @@ def test_a_child_that_dies_of_itself_is_told_with_its_last_lines() -> None:
     ended.told.add(b'{"say": "well"}\n{"schema": "vmoat.er')  # killed at it
     with pytest.raises(calls.CommandError) as caught:
         calls.document(ended)
-    assert caught.value.text().splitlines() == [
+    assert failed(caught.value).content[0].text.splitlines() == [
         "`vmoat status --json` ended unexpectedly (exit code 139)", "    Segmentation fault",
         "→ `vmoat doctor` checks this machine",
     ]  # fmt: skip
-
-
-def test_a_tail_keeps_the_end_and_counts_the_rest() -> None:
-    tail = calls.Tail(limit=10)
-    for _ in range(1000):
-        tail.add(b"0123456")
-    assert tail.text() == "4560123456"
-    assert tail.dropped == 7000 - 10
 
 
 def test_a_silent_call_says_that_it_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,67 +350,6 @@ def test_a_silent_call_says_that_it_is_still_there(monkeypatch: pytest.MonkeyPat
     assert told[:2] == ["▸ apt: never run", "two"], "of the output the newest line"
     assert told[2].startswith("still at it after ")
     assert told[2].endswith(": two")
-
-
-PAGE = """\
-import json, sys
-words = sys.argv[1:]
-assert words[-4:] == ["shot", "--json", "--full", "--"] or words[-1] == "web", words
-with open("page.png", "wb") as file:
-    file.write(b"\\x89PNG" + bytes(3 * 2**20 if words[-1] == "web" else 0))
-errors = [{"text": "boom", "line": 7}] + [{"text": "x" * 2000}] * 99
-print(json.dumps({"schema": "vmoat.shot/1", "ok": False, "title": "t" * 2000, "errors": errors,
-                  "failed_requests": [], "omitted": 5,
-                  "files": {"png": file.name, "json": "page.json"}}))
-sys.exit(1)
-"""
-"""`vmoat shot` with a browser that shows a page with an error; a huge one of the service web."""
-
-
-def test_a_picture_comes_along_and_a_huge_one_is_only_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", PAGE, *words])
-
-    async def play() -> None:
-        async with Client(Server()) as client:
-            seen = await client.call_tool("shot", {"full": True})
-            assert not seen.is_error, "a page with errors is an answer"
-            assert seen.structured_content["exit_code"] == 1
-            errors = seen.structured_content["errors"]
-            assert errors[0] == {"text": "boom", "line": 7}
-            assert (len(errors), seen.structured_content["omitted"]) == (20, 85)
-            assert len(seen.content[0].text) < tools.CHARACTERS
-            text, picture = seen.content
-            assert json.loads(text.text) == seen.structured_content
-            assert base64.b64decode(picture.data) == b"\x89PNG"
-            assert len((await client.call_tool("shot", {"page": "web"})).content) == 1
-
-    anyio.run(play)
-
-
-LS = """\
-import json
-url = {"service": "web", "guest": 80, "host": 8080, "url": "http://localhost:8080", "open": True}
-vm = {"name": "wt-a", "worktree": "/w/a", "branch": "a", "repository": "shop", "state": "running",
-      "working": False, "health": "healthy", "urls": [url], "memory_bytes": 1, "disk_bytes": 2,
-      "used_at": 3.5, "orphan": "", "stages": [{"name": "apt"}] * 9}
-print(json.dumps({"schema": "vmoat.ls/1", "vms": [vm] * 20}))
-"""
-
-
-def test_ls_says_what_an_agent_needs_of_each_vm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", LS, *words])
-
-    async def play() -> None:
-        async with Client(Server()) as client:
-            answer = (await client.call_tool("ls")).structured_content
-            assert len(answer["vms"]) == 20
-            assert answer["vms"][0]["urls"][0]["url"] == "http://localhost:8080"
-            assert "stages" not in answer["vms"][0]
-
-    anyio.run(play)
 
 
 def test_without_the_sdk_it_says_how_to_install_it(

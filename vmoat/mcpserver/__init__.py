@@ -6,6 +6,8 @@ the project's is ever imported here.
 
 - ``calls``: children, their ends, their last lines, their errors.
 - ``progress``: what a client sees while a tool runs.
+- ``invocation``: a tool's child, in the worktree that the call means.
+- ``bounds``: how much an answer may hold.
 - ``results``: what the tools answer; the output schemas are made from it.
 - ``tools``: the tools.
 - ``server``: all of it together.

@@ -7,6 +7,7 @@ it runs may print what looks like them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 import anyio
 
 from vmoat import proc
+from vmoat.errors import Code
 from vmoat.output import STORY
 
 OnLine = Callable[[str], None]
@@ -38,7 +40,9 @@ DRAIN = 1.0
 WATCHDOG = "read -r done || { kill -TERM $1; sleep 4; kill -KILL $1; } 2>/dev/null"
 """Outlives a kill -9 of the server and ends the child; ``$1`` is its pid."""
 
-DETAIL = "    "
+
+NO_NUL = "write it as an escape of the shell: $'\\0'"
+IN_A_FILE = "write the command into a file of the worktree, and run that"
 
 
 class Tail:
@@ -95,9 +99,14 @@ class Ended:
         return next((row for row in reversed(self._rows()) if "schema" in row), None)
 
 
+def loads(text: str) -> Any:
+    """What JSON says; bytes of a path that are no text come as ``?``, for no client takes them."""
+    return json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode(errors="replace"))
+
+
 def _row(line: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
-        return dict(json.loads(line))
+        return dict(loads(line))
     return {}
 
 
@@ -109,7 +118,7 @@ class CommandError(Exception):
         message: str,
         hint: str,
         exit_code: int,
-        details: Sequence[str],
+        details: Sequence[str] = (),
         stage: str = "",
         following: Sequence[str] = (),
     ) -> None:
@@ -121,12 +130,6 @@ class CommandError(Exception):
         self.stage = stage
         self.following = tuple(following)
         """Command lines to go on with."""
-
-    def text(self) -> str:
-        """All of it, as a person would read it."""
-        rows = [f"{self.message} (exit code {self.exit_code})"]
-        rows += [f"{DETAIL}{line}" for line in self.details]
-        return "\n".join([*rows, f"→ {self.hint}"] if self.hint else rows)
 
 
 async def run(
@@ -141,28 +144,35 @@ async def run(
 
     It is ended after ``limit`` seconds, when the caller is cancelled, and when this process dies.
     """
-    readers = [_Pipe(on_out), _Pipe(on_err), _Pipe(_said(on_story))]
-    with contextlib.ExitStack() as stack:
-        process = _start(words, *(stack.enter_context(reader.writer()) for reader in readers))
-    with _lifeline(process.pid):
-        try:
-            async with anyio.create_task_group() as group:
-                for reader in readers:
-                    group.start_soon(reader.read)
-                with anyio.move_on_after(limit) as time_limit:
-                    await _exit(process)
-                await _end(process)
-                with anyio.move_on_after(DRAIN):
-                    for reader in readers:
-                        await reader.over.wait()
-                group.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
-            for reader in readers:
-                reader.close()
+    with contextlib.ExitStack() as ours:
+        readers = [ours.enter_context(_Pipe(on)) for on in (on_out, on_err, _said(on_story))]
+        with contextlib.ExitStack() as theirs:
+            process = _start(words, *(theirs.enter_context(reader.writer()) for reader in readers))
+        with _lifeline(process.pid):
+            over_time = await _attend(process, readers, limit)
     out, err, told = (reader.tail for reader in readers)
-    return Ended(tuple(words), _code(process), out, err, told, time_limit.cancelled_caught)
+    return Ended(tuple(words), _code(process), out, err, told, over_time)
+
+
+async def _attend(
+    process: subprocess.Popen[bytes], readers: Sequence[_Pipe], limit: float | None
+) -> bool:
+    """Read a child to its end; returns whether its time was over."""
+    try:
+        async with anyio.create_task_group() as group:
+            for reader in readers:
+                group.start_soon(reader.read)
+            with anyio.move_on_after(limit) as time_limit:
+                await _exit(process)
+            await _end(process)
+            with anyio.move_on_after(DRAIN):
+                for reader in readers:
+                    await reader.over.wait()
+            group.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end(process)
+    return time_limit.cancelled_caught
 
 
 def _said(on_story: OnLine | None) -> OnLine | None:
@@ -195,7 +205,14 @@ async def finish(words: Sequence[str]) -> Ended:
 
 def _start(words: Sequence[str], out: int, err: int, told: int) -> subprocess.Popen[bytes]:
     argv, env = proc.own_argv(*words), {STORY: str(told)}
-    return proc.spawn(argv, env=env, stdout=out, stderr=err, pass_fds=(told,))
+    try:
+        return proc.spawn(argv, env=env, stdout=out, stderr=err, pass_fds=(told,))
+    except ValueError as error:
+        raise CommandError("an argument holds a NUL character", NO_NUL, Code.USAGE) from error
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        raise CommandError("the arguments are too long", IN_A_FILE, Code.USAGE) from error
 
 
 async def _exit(process: subprocess.Popen[bytes]) -> None:
@@ -242,6 +259,13 @@ class _Pipe:
         self._held = b""
         self._ours = -1
 
+    def __enter__(self) -> _Pipe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours >= 0:
+            os.close(self._ours)
+
     @contextlib.contextmanager
     def writer(self) -> Iterator[int]:
         """The child's end, until it has been started."""
@@ -270,9 +294,6 @@ class _Pipe:
         for line in lines:
             self._on_line(line.decode(errors="replace"))
 
-    def close(self) -> None:
-        os.close(self._ours)
-
 
 def document(ended: Ended, codes: Sequence[int] = (0,)) -> Any:
     """What a command answered in JSON.
@@ -282,7 +303,7 @@ def document(ended: Ended, codes: Sequence[int] = (0,)) -> Any:
     if ended.code not in codes or ended.error():
         raise failure(ended)
     try:
-        return json.loads(ended.out.text())
+        return loads(ended.out.text())
     except ValueError:
         raise failure(ended) from None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 
+from vmoat.mcpserver.calls import loads
 from vmoat.output import printable
 from vmoat.view import HEARTBEAT, clock, plain_line
 
@@ -41,7 +41,7 @@ class Progress:
     def event(self, line: str) -> None:
         """A line of `up --json`."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
+            event = loads(line)
             text = plain_line(event)
             if text is not None:
                 self._take(text.strip(), weighty=event["event"] != "line")
@@ -64,11 +64,17 @@ class Progress:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Report while the block runs, and the rest at its end."""
+        failure: Exception | None = None
         async with anyio.create_task_group() as group:
             group.start_soon(self._pump)
-            yield
+            try:
+                yield
+            except Exception as error:  # as it is, not as one of a group
+                failure = error
             group.cancel_scope.cancel()
         await self._tell()
+        if failure:
+            raise failure
 
     async def _pump(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
 from vmoat import __version__
 from vmoat.mcpserver import tools
+from vmoat.mcpserver.bounds import SENTENCE, last, shortened
 from vmoat.mcpserver.calls import CommandError
 from vmoat.mcpserver.results import Error
 
@@ -41,7 +42,7 @@ class Server(MCPServer[Any]):
                 entry.call, name=entry.name, title=entry.title, description=entry.description,
                 annotations=ToolAnnotations(
                     read_only_hint=entry.reads, destructive_hint=entry.destroys,
-                    idempotent_hint=entry.repeatable, open_world_hint=False,
+                    idempotent_hint=entry.repeatable, open_world_hint=entry.destroys,
                 ),
             )  # fmt: skip
 
@@ -58,14 +59,22 @@ class Server(MCPServer[Any]):
 def failed(error: CommandError) -> CallToolResult:
     """The tool error of a command that failed."""
     answer = Error(
-        message=error.message, hint=error.hint, exit_code=error.exit_code,
-        details=list(error.details), stage=error.stage, next=list(error.following),
+        message=shortened(error.message, SENTENCE), hint=shortened(error.hint, SENTENCE),
+        exit_code=error.exit_code, details=last(error.details), stage=error.stage,
+        next=last(error.following),
     )  # fmt: skip
     return CallToolResult(
-        content=[TextContent(type="text", text=error.text())],
+        content=[TextContent(type="text", text=as_text(answer))],
         structured_content=answer.model_dump(),
         is_error=True,
     )
+
+
+def as_text(error: Error) -> str:
+    """The error as a person would read it."""
+    rows = [f"{error.message} (exit code {error.exit_code})"]
+    rows += [f"    {line}" for line in error.details]
+    return "\n".join([*rows, f"→ {error.hint}"] if error.hint else rows)
 
 
 def serve(base: Sequence[str] = ()) -> None:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Any
 
-from mcp.server.mcpserver import Context, ListRoots, Resolve
-from mcp_types import CallToolResult, ContentBlock, ImageContent, ListRootsResult, TextContent
+from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent
 from pydantic import Field
 
 from vmoat.errors import Code
-from vmoat.mcpserver import calls
-from vmoat.mcpserver.progress import Progress, Report
+from vmoat.mcpserver import bounds, calls
+from vmoat.mcpserver.invocation import Ctx, Invocation, Vmoat
 from vmoat.mcpserver.results import (
     Command,
     Down,
     Fleet,
+    FleetVm,
     Log,
     Plan,
     Run,
@@ -32,81 +30,48 @@ from vmoat.mcpserver.results import (
     Tunnels,
 )
 
-Ctx = Context[Any, Any]
-
 WAIT = 50.0
 """Seconds that `up` and `wait` stay by default: many clients end a call after a minute."""
 
 LINES = 200
-CHARACTERS = 16_000
-"""Of each stream that an answer shows by default, and at most: the reader pays for every word."""
-
-NOTES = 40
-"""Lines of vmoat's own beside a command's output."""
-
-ROWS, WORDS = 20, 500
-"""Errors and failed requests of a page that an answer holds, and characters of each text; all of
-them are in the report's file."""
+"""Of each stream that an answer shows by default."""
 
 PICTURE = 3 * 2**20
 """Bytes; a larger picture is only named: clients refuse messages of several megabytes."""
 
-
-# --- the worktree
-
-
-def asked_for(worktree: str, ctx: Ctx) -> tuple[str, ...] | ListRoots:
-    """vmoat's words for a call's worktree; where nobody named one, the client's root is asked for.
-
-    A server that an editor starts often stands in the home folder: its own folder comes last.
-    """
-    if worktree:
-        return ("-C", worktree)
-    base = cast("tuple[str, ...]", getattr(ctx.mcp_server, "base", ()))
-    can = ctx.client_capabilities
-    return base if base or can is None or can.roots is None else ListRoots()
-
-
-def words_of(place: tuple[str, ...] | ListRootsResult) -> list[str]:
-    """vmoat's words for the worktree: of the client's roots the first."""
-    if isinstance(place, tuple):
-        return list(place)
-    folders = [unquote(urlsplit(str(root.uri)).path) for root in place.roots]
-    return ["-C", folders[0]] if folders else []
-
-
-Place = Annotated[tuple[str, ...] | ListRootsResult, Resolve(asked_for)]
 Worktree = Annotated[
-    str, Field(description="a folder of the worktree, absolute; else where the client works")
+    str,
+    Field(description="absolute path of the git worktree, or of a folder in it; "
+          "without one, where the client works"),
 ]
 Stages = Annotated[
-    Sequence[str], Field(description="only these stages and what they need; else all")
+    Sequence[str],
+    Field(description="names as `plan` lists them: only these stages and what they need; "
+          "without any, all"),
 ]
 Seconds = Annotated[
-    float, Field(ge=0, le=86400, description="return after so long; the work goes on")
+    float, Field(ge=0, le=86400, description="return after so many seconds; the work goes on")
 ]
 Limit = Annotated[
-    float | None, Field(gt=0, le=86400, description="seconds after which the command is ended")
+    float | None,
+    Field(gt=0, le=86400, description="seconds after which the command is ended; null: never"),
 ]
-Lines = Annotated[int, Field(ge=0, le=5000, description="lines of each stream that are shown")]
+Lines = Annotated[int, Field(ge=0, le=5000, description="last lines of each stream to show")]
 
 
-# --- the tools
-
-
-async def plan(ctx: Ctx, place: Place, worktree: Worktree = "", stages: Stages = ()) -> Plan:
-    """Each stage, whether `up` would run it, and the one reason why. Touches nothing."""
-    ended = await calls.run([*words_of(place), "plan", "--json", "--", *stages])
-    return Plan.model_validate(calls.document(ended))
+async def plan(vmoat: Vmoat, worktree: Worktree = "", stages: Stages = ()) -> Plan:
+    """Tell of each stage whether `up` would run it, and the one reason why. Touches nothing."""
+    return Plan(**await vmoat.document("plan", "--json", "--", *stages))
 
 
 async def up(
-    ctx: Ctx,
-    place: Place,
+    vmoat: Vmoat,
     worktree: Worktree = "",
     stages: Stages = (),
     force: Annotated[
-        str, Field(description="run this stage though it is up to date; * is all after the VM")
+        str,
+        Field(description="run this stage though it is up to date; `*` runs all that is done "
+              "inside the VM"),
     ] = "",
     wait_seconds: Seconds = WAIT,
 ) -> Run:
@@ -115,32 +80,30 @@ async def up(
     The work is detached: it goes on when this call returns, is cancelled or breaks.
     """
     forced = [] if not force else ["--force"] if force == "*" else [f"--force={force}"]
-    words = ["up", "--json", f"--timeout={wait_seconds}", *forced, "--", *stages]
-    return await _follow(ctx, [*words_of(place), *words])
-
-
-async def wait(
-    ctx: Ctx, place: Place, worktree: Worktree = "", wait_seconds: Seconds = WAIT
-) -> Run:
-    """Follow the `up` that goes on; with none, tell how the last ended."""
-    return await _follow(ctx, [*words_of(place), "wait", "--json", f"--timeout={wait_seconds}"])
-
-
-async def status(ctx: Ctx, place: Place, worktree: Worktree = "") -> Status:
-    """What is true now: VM, stack, health, containers, tunnels, disk."""
-    return Status.model_validate(
-        calls.document(await calls.run([*words_of(place), "status", "--json"]))
+    return await _follow(
+        vmoat, "up", "--json", f"--timeout={wait_seconds}", *forced, "--", *stages
     )
 
 
+async def wait(vmoat: Vmoat, worktree: Worktree = "", wait_seconds: Seconds = WAIT) -> Run:
+    """Follow the `up` that goes on; where none does, tell how the last one ended."""
+    return await _follow(vmoat, "wait", "--json", f"--timeout={wait_seconds}")
+
+
+async def status(vmoat: Vmoat, worktree: Worktree = "") -> Status:
+    """Tell what is true now: VM, stack, health, containers, tunnels, disk."""
+    return Status(**await vmoat.document("status", "--json"))
+
+
 async def run_tests(
-    ctx: Ctx,
-    place: Place,
+    vmoat: Vmoat,
     worktree: Worktree = "",
     arguments: Annotated[
         Sequence[str], Field(description="words that are added to the project's test command")
     ] = (),
-    bring_up: Annotated[bool, Field(description="first bring up what is not up")] = True,
+    bring_up: Annotated[
+        bool, Field(description="first bring up what is not up; false: fail where it is not")
+    ] = True,
     timeout: Limit = None,
     tail: Lines = LINES,
 ) -> Command:
@@ -149,119 +112,126 @@ async def run_tests(
     Cancelling ends the tests in the VM.
     """
     words = ["test", *([] if bring_up else ["--no-up"]), "--", *arguments]
-    return await _command(ctx, [*words_of(place), *words], timeout, tail)
+    return await _command(vmoat, words, timeout, tail)
 
 
 async def execute(
-    ctx: Ctx,
-    place: Place,
-    command: Annotated[str, Field(min_length=1, description="a line for bash, in the worktree")],
+    vmoat: Vmoat,
+    command: Annotated[
+        str, Field(min_length=1, description="a line for bash, run at the worktree's path")
+    ],
     worktree: Worktree = "",
     timeout: Limit = None,
     tail: Lines = LINES,
 ) -> Command:
-    """Run a shell command in the VM, in the worktree, without a terminal. Cancelling ends it."""
-    return await _command(ctx, [*words_of(place), "exec", "--", command], timeout, tail)
+    """Run a shell command in the VM, which `up` has started, without a terminal.
+
+    It sees the worktree's files at the same path. Cancelling ends it.
+    """
+    return await _command(vmoat, ["exec", "--", command], timeout, tail)
 
 
 async def logs(
-    ctx: Ctx,
-    place: Place,
+    vmoat: Vmoat,
     worktree: Worktree = "",
     service: Annotated[str, Field(description="only this service of the stack")] = "",
-    stage: Annotated[str, Field(description="the output of this stage's last run instead")] = "",
-    console: Annotated[bool, Field(description="the guest's console instead")] = False,
-    tail: Lines = LINES,
+    stage: Annotated[
+        str, Field(description="the output of this stage's last run, in place of the stack's logs")
+    ] = "",
+    console: Annotated[
+        bool, Field(description="the guest's console, in place of anything else")
+    ] = False,
+    tail: Annotated[
+        int, Field(ge=0, le=5000, description="last lines to show, of each service")
+    ] = LINES,
 ) -> Log:
-    """The end of the stack's logs, of a stage's, or of the console's."""
+    """Read the end of the stack's logs, of a stage's output, or of the console."""
     words = ["logs", f"--tail={tail}"]
     words += ["--console"] if console else [f"--stage={stage}"] if stage else []
-    ended = await calls.run([*words_of(place), *words, "--", *([service] if service else [])])
+    ended = await vmoat.run(*words, "--", *([service] if service else []))
     if ended.code != 0:
         raise calls.failure(ended)
-    text, dropped = shown(ended.out.text(), tail * 50)  # several services: `tail` lines of each
+    text, dropped = bounds.end(ended.out.text(), tail * 50)  # of several services
     return Log(text=text, dropped=ended.out.dropped + dropped)
 
 
 async def tunnel(
-    ctx: Ctx,
-    place: Place,
+    vmoat: Vmoat,
     worktree: Worktree = "",
     ports: Annotated[
-        Sequence[str], Field(description="GUEST or GUEST:HOST; else what the stack publishes")
+        Sequence[str],
+        Field(description="GUEST, a port in the VM, or GUEST:HOST, with the port it gets here; "
+              "without any, those that the stack publishes"),
     ] = (),
 ) -> Tunnels:
     """Forward ports of the VM to this machine's localhost, and give their URLs."""
-    ended = await calls.run([*words_of(place), "tunnel", "--json", "--", *ports])
-    return Tunnels.model_validate(calls.document(ended))
+    return Tunnels(**await vmoat.document("tunnel", "--json", "--", *ports))
 
 
 async def shot(
-    ctx: Ctx,
-    place: Place,
+    vmoat: Vmoat,
     worktree: Worktree = "",
     page: Annotated[
-        str, Field(description="a service, or a URL as it is in the VM; else the health URL's")
+        str,
+        Field(description="a service, or a URL as it is in the VM (http://localhost:3000/a); "
+              "without one, the health URL's page"),
     ] = "",
     full: Annotated[bool, Field(description="the whole page, not only the window")] = False,
     out: Annotated[
         str,
         Field(description="the PNG to write on the host, its report beside it as .json; "
-              "else both in vmoat's own folder"),
+              "without one, both are written in vmoat's own folder"),
     ] = "",
 ) -> Annotated[CallToolResult, Shot]:
     """Take a picture of a page, with its console errors and failed requests."""
     words = ["shot", "--json", *([f"--out={out}"] if out else []), *(["--full"] if full else [])]
-    ended = await calls.run([*words_of(place), *words, "--", *([page] if page else [])])
+    ended = await vmoat.run(*words, "--", *([page] if page else []))
     # A page with errors, and one that does not load in time, are answers.
     found = calls.document(ended, codes=(Code.OK, Code.STAGE, Code.TIMEOUT))
-    return with_picture(Shot(**{**bounded(found), "exit_code": ended.code}))
+    report = {**bounds.bounded(found, bounds.PAGE_ROWS), "files": found["files"]}
+    return with_picture(Shot(**report, exit_code=ended.code))
 
 
-async def down(ctx: Ctx, place: Place, worktree: Worktree = "") -> Down:
+async def down(vmoat: Vmoat, worktree: Worktree = "") -> Down:
     """Stop the stack (and an `up` at work) and power the VM off; its disks stay."""
-    ended = await calls.finish([*words_of(place), "down"])
+    ended = await vmoat.finish("down")
     if ended.code != 0:
         raise calls.failure(ended)
-    return Down(message="\n".join(ended.story()))
+    return Down(message="\n".join(bounds.last(ended.story())))
 
 
 async def ls(ctx: Ctx) -> Fleet:
-    """Every worktree's VM on this machine: state, health, URLs, memory, disk, last use."""
-    return Fleet.model_validate(calls.document(await calls.run(["ls", "--json"])))
+    """List every worktree's VM on this machine: state, health, URLs, memory, disk, last use.
+
+    Those that run come first, then the last used.
+    """
+    found = calls.document(await Invocation(ctx).run("ls", "--json"))
+    vms = [FleetVm(**vm) for vm in found["vms"]]
+    vms.sort(key=lambda vm: (vm.state in ("absent", "stopped"), -vm.used_at))
+    return Fleet(**bounds.bounded({**found, "vms": [vm.model_dump() for vm in vms]}))
 
 
 # --- what they share
 
 
-def reporter(ctx: Ctx) -> Report:
-    """What tells the client of a call how far it is; nothing is sent where it did not ask."""
-
-    async def report(seconds: float, text: str) -> None:
-        await ctx.report_progress(seconds, message=text)
-
-    return report
-
-
-async def _follow(ctx: Ctx, words: Sequence[str]) -> Run:
+async def _follow(vmoat: Invocation, *words: str) -> Run:
     """An `up --json` or `wait --json`, reported as it goes."""
-    progress, seen = Progress(reporter(ctx)), Seen()
+    seen = Seen()
 
     def take(line: str) -> None:
         seen.take(line)
-        progress.event(line)
+        vmoat.progress.event(line)
 
-    async with progress.running():
-        ended = await calls.run(words, on_out=take)
+    ended = await vmoat.run(*words, on_out=take)
     if ended.code not in (Code.OK, Code.TIMEOUT):
         raise calls.failure(ended)
     error = calls.failure(ended) if ended.code else None
-    return Run(
-        done=error is None,
-        message=f"{error.message}; {error.hint}" if error else seen.message or "done",
-        stages=list(seen.stages.values()),
-        warnings=[text for text in ended.story() if text.startswith("warning: ")],
-    )
+    return Run(**bounds.bounded({
+        "done": error is None,
+        "message": f"{error.message}; {error.hint}" if error else seen.message or "done",
+        "stages": [stage.model_dump() for stage in seen.stages.values()],
+        "warnings": [text for text in ended.story() if text.startswith("warning: ")],
+    }))  # fmt: skip
 
 
 class Seen:
@@ -273,7 +243,7 @@ class Seen:
 
     def take(self, line: str) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
+            event = calls.loads(line)
             kind, name = event["event"], event.get("stage", "")
             if kind == "stage_start":
                 self.stages[name] = StageRun(stage=name, outcome="running", reason=event["reason"])
@@ -285,46 +255,20 @@ class Seen:
 
 
 async def _command(
-    ctx: Ctx, words: Sequence[str], limit: float | None, lines: int
+    vmoat: Invocation, words: Sequence[str], limit: float | None, lines: int
 ) -> Command:
     """A command in the VM; raises CommandError where vmoat failed before it ran."""
-    progress = Progress(reporter(ctx))
-    async with progress.running():
-        ended = await calls.run(
-            words, on_out=progress.output, on_err=progress.output, on_story=progress.story,
-            limit=limit,
-        )  # fmt: skip
+    tell = vmoat.progress.output
+    ended = await vmoat.run(*words, on_out=tell, on_err=tell, limit=limit)
     if ended.error():
         raise calls.failure(ended)
-    stdout, out_dropped = shown(ended.out.text(), lines)
-    stderr, err_dropped = shown(ended.err.text(), lines)
+    stdout, out_dropped = bounds.end(ended.out.text(), lines)
+    stderr, err_dropped = bounds.end(ended.err.text(), lines)
     return Command(
         exit_code=ended.code, timed_out=ended.timed_out, stdout=stdout, stderr=stderr,
         stdout_dropped=ended.out.dropped + out_dropped,
-        stderr_dropped=ended.err.dropped + err_dropped, notes=ended.story()[-NOTES:],
+        stderr_dropped=ended.err.dropped + err_dropped, notes=bounds.last(ended.story()),
     )  # fmt: skip
-
-
-def shown(whole: str, lines: int) -> tuple[str, int]:
-    """The last lines of a text, and how many bytes came before them."""
-    kept = "".join(whole.splitlines(keepends=True)[-lines:] if lines else [])[-CHARACTERS:]
-    return kept, len(whole.encode()) - len(kept.encode())
-
-
-def bounded(report: dict[str, Any]) -> dict[str, Any]:
-    """A page's report in as many words as an answer may have: the page wrote most of them."""
-    result = {key: shortened(value) for key, value in report.items() if key != "files"}
-    left_out = 0
-    for key in ("errors", "failed_requests"):
-        rows = report.get(key, [])
-        left_out += len(rows) - len(rows[:ROWS])
-        result[key] = [{name: shortened(text) for name, text in row.items()} for row in rows[:ROWS]]
-    return {**result, "omitted": report["omitted"] + left_out, "files": report["files"]}
-
-
-def shortened(value: Any) -> Any:
-    """A text of a page's, cut; anything else as it is."""
-    return value[:WORDS] + "…" if isinstance(value, str) and len(value) > WORDS else value
 
 
 def with_picture(answer: Shot) -> CallToolResult:
