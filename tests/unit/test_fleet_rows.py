@@ -216,28 +216,33 @@ def test_the_tunnel_command_writes_down_whose_ports_they_are(world: World) -> No
 
 def test_a_command_inside_is_a_use(world: World) -> None:
     world.vmoat("up")
-    folder = world.context().instance.folder
-    for file in [folder / use.MARK, *(folder / "runs").iterdir()]:
-        os.utime(file, (1000, 1000))
+    long_ago(world.context().instance.folder)
     assert only().used_at == 1000
     world.vmoat("exec", "true")
     assert time.time() - only().used_at < 60
 
 
 def test_a_session_that_goes_on_is_a_use_now(world: World) -> None:
-    mine = world.context().instance
-    config = paths.runtime_dir(mine.vm_id) / "ssh_config"
-    config.write_text("Host vmoat\n    ProxyCommand sleep 60\n")  # a server that says nothing
-    session = subprocess.Popen(["ssh", "-F", str(config), "-T", "--", "vmoat", "true"])
-    try:
-        deadline = time.monotonic() + 10
-        while not use.in_session(mine.vm_id, use.sessions()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert time.time() - only().used_at < 5
-    finally:
-        session.terminate()
-        session.wait()
-    assert not use.in_session(mine.vm_id, use.sessions())
+    world.vmoat("up")
+    folder = world.context().instance.folder
+    words = world.argv("exec", "echo there; until [ -e over ]; do sleep 0.05; done")
+    with subprocess.Popen(
+        words, cwd=world.tree, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as session:
+        assert session.stdout is not None
+        try:
+            assert session.stdout.readline() == "there\n"
+            long_ago(folder)
+            assert time.time() - only().used_at < 60
+        finally:
+            (world.tree / "over").touch()
+    long_ago(folder)
+    assert only().used_at == 1000
+
+
+def long_ago(folder: Path) -> None:
+    for file in [folder / use.MARK, *(folder / "runs").iterdir()]:
+        os.utime(file, (1000, 1000))
 
 
 def test_cpu_and_memory_are_those_of_the_processes_and_their_children() -> None:

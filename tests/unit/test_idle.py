@@ -294,6 +294,34 @@ def test_a_command_waits_for_a_stop_that_goes_on(world: World) -> None:
     assert "starting it again" in said
 
 
+def test_a_command_is_not_told_of_a_stop_by_those_who_only_ask(tmp_path: Path) -> None:
+    """`vmoat top`, the dashboard and the companion look again and again."""
+    over = threading.Event()
+    seen: set[bool] = set()
+
+    def ask() -> None:
+        while not over.is_set():
+            seen.add(use.held(tmp_path))
+
+    use.mark(tmp_path)
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    told: list[str] = []
+    try:
+        until(lambda: False in seen)
+        for _ in range(50):
+            with use.used(tmp_path, lambda: told.append("is just being stopped")):
+                pass
+        with use.used(tmp_path):
+            until(lambda: True in seen)
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
+    assert told == []
+
+
 def test_the_vm_of_a_removed_worktree_is_stopped_too(world: World) -> None:
     world.vmoat("up")
     long_ago(paths.vm_dir("wt-tree"))

@@ -120,16 +120,15 @@ def rows(before: Sequence[Row] = ()) -> list[Row]:
     cannot be looked at is a row in the state ``broken``, never an error.
     """
     known = names()
-    sessions = use.sessions() if known else frozenset()
     earlier = {(row.name, row.vm_id): row for row in before}
     if len(known) > 1:
         # A QEMU that hangs is given seconds to answer: the others do not wait for it one by one.
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda name: look(name, sessions), known))
+            found = list(pool.map(look, known))
     else:
-        found = [look(name, sessions) for name in known]
+        found = [look(name) for name in known]
     return sorted(
         (_since(row, earlier.get((row.name, row.vm_id))) for row in found),
         key=lambda row: (row.repository, row.name),
@@ -145,8 +144,8 @@ def _since(row: Row, earlier: Row | None) -> Row:
     return replace(row, cpu_percent=round(100 * used, 1))
 
 
-def look(name: str, sessions: frozenset[Path] = frozenset()) -> Row:
-    """The row of one VM; ``sessions`` are ``use.sessions()``."""
+def look(name: str) -> Row:
+    """The row of one VM."""
     folder = paths.vm_dir(name)
     owner = instance.read_owner(name)
     looked = time.monotonic()
@@ -181,7 +180,7 @@ def look(name: str, sessions: frozenset[Path] = frozenset()) -> Row:
         memory_bytes=memory,
         memory_size_bytes=int(float(spec.get("memory", 0)) * GIB),
         disk_bytes=disk,
-        used_at=_used(folder, owner.vm_id, past, sessions),
+        used_at=_used(folder, past),
         stages=past.stages,
         worktree_exists=place.exists,
         orphan=place.orphan,
@@ -236,8 +235,8 @@ def _urls(folder: Path, vm_id: str, state: str) -> list[Url]:
     ]  # fmt: skip
 
 
-def _used(folder: Path, vm_id: str, past: History, sessions: frozenset[Path]) -> float:
-    if past.working or use.in_session(vm_id, sessions):
+def _used(folder: Path, past: History) -> float:
+    if past.working or use.held(folder):
         return time.time()
     return max(use.last(folder), past.ended)
 

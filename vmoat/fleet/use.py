@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmoat import paths
-
 MARK = "used"
+ASKERS = 1.0
+"""Seconds for which those who only ask (``held``) may be in the way: they take the lock to ask."""
+AGAIN = 0.002
+"""Seconds between two tries."""
 
 
 def mark(folder: Path) -> None:
@@ -43,30 +45,25 @@ def used(folder: Path, waits: Callable[[], None] = lambda: None) -> Iterator[Non
 
 
 def _share(file: int, waits: Callable[[], None]) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _soon(file, fcntl.LOCK_SH, ASKERS):
         waits()
         fcntl.flock(file, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
-def unused(folder: Path, wait: float = 1.0) -> Iterator[bool]:
-    """Whether nobody uses the VM; where that is so, whoever wants to waits until this is over.
-
-    Who only asks (``held``) may be in the way for a moment: it is tried for ``wait`` seconds.
-    """
+def unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody uses the VM; where that is so, whoever wants to waits until this is over."""
     with _opened(folder) as file:
-        deadline = time.monotonic() + wait
-        while not (mine := file >= 0 and _take(file)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        yield mine
+        yield file >= 0 and _soon(file, fcntl.LOCK_EX, ASKERS)
 
 
 def held(folder: Path) -> bool:
-    """Whether a command uses the VM now, or it is just being stopped for being idle."""
+    """Whether a command uses the VM now, or it is just being stopped for being idle.
+
+    Two that ask at once are no use: one that found the lock taken looks once more.
+    """
     with _opened(folder, create=False) as file:
-        return file >= 0 and not _take(file)
+        return file >= 0 and not _soon(file, fcntl.LOCK_EX, AGAIN)
 
 
 def last(folder: Path) -> float:
@@ -77,12 +74,18 @@ def last(folder: Path) -> float:
         return 0.0
 
 
-def _take(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _soon(file: int, kind: int, seconds: float) -> bool:
+    """Take the lock, within that time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(AGAIN)
+            continue
+        return True
 
 
 @contextlib.contextmanager
@@ -98,33 +101,3 @@ def _opened(folder: Path, *, create: bool = True) -> Iterator[int]:
     finally:
         if file >= 0:
             os.close(file)
-
-
-def sessions() -> frozenset[Path]:
-    """The runtime folders of the VMs that a session goes on in: ``exec``, ``ssh``, ``test``, a
-    stage.  Found by the command line of its ssh client (``ssh.Connection.argv``); none where
-    there is no proc(5).
-    """
-    found = set()
-    for entry in _numbers("/proc"):
-        try:
-            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if len(words) > 3 and os.path.basename(words[0]) == b"ssh" and words[1] == b"-F":
-            options = words[3 : words.index(b"--")] if b"--" in words else words[3:]
-            if b"-M" not in options and b"-O" not in options:  # a master, a word to one
-                found.add(Path(os.fsdecode(os.path.dirname(words[2]))))
-    return frozenset(found)
-
-
-def _numbers(folder: str) -> list[str]:
-    try:
-        return [entry for entry in os.listdir(folder) if entry.isdigit()]
-    except OSError:
-        return []
-
-
-def in_session(vm_id: str, found: frozenset[Path]) -> bool:
-    """Whether one of these sessions is in the VM."""
-    return paths.runtime_place(vm_id) in found
