@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vmoat import paths
+
+ASKED = 0.005
+"""Seconds between two tries while others ask who holds a lock."""
 
 
 @contextlib.contextmanager
@@ -28,7 +32,7 @@ def _hold(file: Path, waits: Callable[[], None]) -> int:
     while True:
         fd = _open(file)
         try:
-            if not _take(fd, fcntl.LOCK_EX):
+            if not take(fd):
                 waits()
                 fcntl.flock(fd, fcntl.LOCK_EX)
         except BaseException:
@@ -52,7 +56,7 @@ def tried(file: Path, *, make: bool = False) -> Iterator[bool]:
         yield True
         return
     try:
-        yield _take(fd, fcntl.LOCK_EX)
+        yield take(fd)
     finally:
         os.close(fd)
 
@@ -64,7 +68,7 @@ def held(file: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _take(fd, fcntl.LOCK_SH)
+        return not _try(fd, fcntl.LOCK_SH)
     finally:
         os.close(fd)
 
@@ -79,7 +83,21 @@ def same_file(fd: int, file: Path) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def _take(fd: int, kind: int) -> bool:
+def take(fd: int) -> bool:
+    """Take the lock on an open file; False where another holds it.
+
+    Who only asks (``held``) shares it for a moment, which a busy machine may draw out: that is no
+    reason to give up.
+    """
+    while not _try(fd, fcntl.LOCK_EX):
+        if not _try(fd, fcntl.LOCK_SH):
+            return False
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        time.sleep(ASKED)
+    return True
+
+
+def _try(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -155,9 +155,7 @@ class VmLock:
             raise paths.unwritable(self.file.parent, error) from error
         deadline = time.monotonic() + wait
         while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not locks.take(fd):
                 if time.monotonic() >= deadline:
                     os.close(fd)
                     return False

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vmoat import state
+import pytest
+
+from vmoat import locks, state
+from vmoat.fleet import use
 from vmoat.state import RunLog, StageStore, VmLock
 
 
@@ -52,6 +58,46 @@ def test_a_lock_ends_with_its_process_and_names_it(tmp_path: Path) -> None:
     os.waitpid(pid, 0)
     assert lock.holder() == 0
     assert lock.take(wait=1)
+
+
+@contextlib.contextmanager
+def asking(question: Callable[[], object]) -> Iterator[None]:
+    """Others ask without a pause, as `vmoat top` and a dashboard on a busy machine."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            question()
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_lock_that_others_only_ask_for_is_free(tmp_path: Path) -> None:
+    lock = VmLock(tmp_path)
+    assert lock.take()
+    lock.free()
+    with asking(VmLock(tmp_path).held):
+        for _ in range(20):
+            assert lock.take()
+            lock.free()
+            with locks.tried(lock.file) as mine:
+                assert mine
+
+
+def test_a_vm_that_others_only_ask_for_is_not_being_stopped(tmp_path: Path) -> None:
+    use.mark(tmp_path)
+    with asking(lambda: use.held(tmp_path)):
+        for _ in range(20):
+            with use.used(tmp_path, lambda: pytest.fail("it waits for a stop")):
+                pass
 
 
 def test_a_half_line_is_no_event_and_old_logs_go(tmp_path: Path) -> None:
