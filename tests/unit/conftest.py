@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fakes
 import pytest
@@ -87,7 +90,7 @@ class World:
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self.argv(*words), cwd=cwd or self.tree, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=60,
+            stdin=subprocess.DEVNULL, timeout=120,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         if code is not None:
@@ -108,7 +111,22 @@ class World:
         return fakes.text(self.place / "ran").splitlines()
 
     def set(self, name: str, value: str) -> None:
-        (self.place / name).write_text(value)
+        """Whole at once: a companion or a worker may be reading it."""
+        (self.place / f"{name}.new").write_text(value)
+        (self.place / f"{name}.new").replace(self.place / name)
+
+    def hold(self) -> None:
+        """No unit of a stage ends until ``go_on``, however long the test takes."""
+        self.set("hold", "")
+
+    def go_on(self) -> None:
+        (self.place / "hold").unlink(missing_ok=True)
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        """`vmoat`, not waited for."""
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        given = {"cwd": self.tree, **pipes, **options}
+        return subprocess.Popen(self.argv(*words), text=True, **given)
 
     # in this process
 
@@ -122,12 +140,16 @@ class World:
             os.urandom(6).hex(), str(self.tree), str(ctx.instance.folder), watch.last_run(ctx),
             list(targets), list(force),
         )  # fmt: skip
+        # A signal that comes at once must not reach the tests' own code in the child.
+        early = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, early)
             return pid
         code = 99
         try:
             os.setsid()
+            signal.pthread_sigmask(signal.SIG_SETMASK, early)
             code = worker.main([request.dumps()])
         finally:
             os._exit(code)
@@ -136,7 +158,7 @@ class World:
         """Run the worker to its end; its exit code, 137 where it was killed."""
         return self.join(self.fork_worker(*targets, force=force))
 
-    def join(self, pid: int, limit: float = 30) -> int:
+    def join(self, pid: int, limit: float = 60) -> int:
         """Wait for a forked worker."""
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
@@ -171,7 +193,9 @@ def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def world(homes: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """See ``World``; the fakes are installed in this process too."""
     fakes.install(lambda *words: monkeypatch.setattr(*words))
-    return World(homes)
+    yield World(homes)
+    for held in fakes.place("x").parent.glob("*/hold"):
+        held.unlink()

@@ -13,6 +13,7 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 
 - ``ran``         one line for each unit or driver call that did something
 - ``slow``        seconds that a unit takes
+- ``hold``        no unit ends while it is there
 - ``fail-STAGE``  the exit code that the stage's command ends with
 - ``fail-volumes``  dockerd does not list its volumes
 - ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
@@ -249,7 +250,8 @@ class FakeGuest:
         line = (
             f"rm -rf {unit}; mkdir {unit}; echo $$ >{unit}/pid; echo {attempt} >{unit}/attempt; "
             f"echo {name} >>{self.folder}/ran; exec {lock}>&-; "
-            f"sleep {slow}; cd {shlex.quote(str(self.worktree))} && ({command}) >{unit}/log 2>&1;"
+            f"sleep {slow}; while [ -e {self.folder}/hold ]; do sleep 0.02; done; "
+            f"cd {shlex.quote(str(self.worktree))} && ({command}) >{unit}/log 2>&1;"
             f" rc=$?; [ {rc} = 0 ] || rc={rc}; echo {name} >>{self.folder}/ended; "
             f"echo $rc >{unit}/rc.new; mv {unit}/rc.new {unit}/rc"
         )

@@ -14,6 +14,7 @@ import fakes
 from conftest import World
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
+from timing import LIMIT
 
 
 @contextlib.asynccontextmanager
@@ -37,13 +38,13 @@ def ask(world: World, tool: str, mode: str = "auto", **arguments: Any) -> Any:
     return anyio.run(call)
 
 
-async def until(what: Callable[[], Any], limit: float = 15) -> None:
+async def until(what: Callable[[], Any], limit: float = LIMIT) -> None:
     with anyio.fail_after(limit):
         while not what():
             await anyio.sleep(0.05)
 
 
-WAITS = "echo $PPID >pid; exec sleep 97"
+WAITS = "echo $PPID >pid; exec sleep 977"
 """A command in the guest (here: a child of `vmoat exec`), which says whose child it is."""
 
 

@@ -104,4 +104,4 @@ def test_a_dockerd_that_counts_for_long_is_not_waited_for(tmp_path: Path) -> Non
         began = time.monotonic()
         usage.join(0.1)
         assert usage.parts is None
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20

@@ -185,7 +185,7 @@ def test_one_process_of_two(scene: Scene, who: str, why: str) -> None:
     assert "the VM is repaired" in said[0]
 
 
-def contract_wait(what: object, limit: float = 10) -> None:
+def contract_wait(what: object, limit: float = 60) -> None:
     deadline = time.monotonic() + limit
     while not what():  # type: ignore[operator]
         assert time.monotonic() < deadline

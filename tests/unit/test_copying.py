@@ -8,13 +8,14 @@ import os
 import shutil
 import stat
 import tarfile
+import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from test_guest_ssh import SSHD, Server
+from timing import until
 
 from vmoat import copying
 from vmoat.errors import Code, VmoatError
@@ -30,14 +31,12 @@ pytestmark = pytest.mark.skipif(
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     server = Server(tmp_path_factory.mktemp("sshd"))
     server.start()
-    folder = Path(f"/tmp/vm c{os.getpid()}")
-    folder.mkdir(mode=0o700)
-    made = Guest(server.endpoint(), folder, tmp_path_factory.mktemp("it's $HOME"), {})
-    made.connect(20)
-    yield made
-    made.close()
+    with tempfile.TemporaryDirectory(prefix="vm c", dir="/tmp") as folder:
+        made = Guest(server.endpoint(), Path(folder), tmp_path_factory.mktemp("it's $HOME"), {})
+        made.connect(60)
+        yield made
+        made.close()
     server.stop()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -270,11 +269,16 @@ def test_a_broken_connection_leaves_no_half_file(
     with open(vm / "big", "wb") as file:
         file.truncate(2 << 30)
     (here / "big").write_text("the old one")
-    timer = threading.Thread(target=lambda: (time.sleep(0.4), guest.close()))
-    timer.start()
+
+    def close_in_the_middle() -> None:
+        until(lambda: any(draft.stat().st_size for draft in here.glob(".vmoat-cp-*")))
+        guest.close()
+
+    closing = threading.Thread(target=close_in_the_middle)
+    closing.start()
     with pytest.raises(VmoatError) as caught:
         cp("vm:big", ".")
-    timer.join()
+    closing.join()
     assert caught.value.code == Code.VM
     assert tree(here) == {"big": tree(here)["big"]}
     assert (here / "big").read_text() == "the old one"

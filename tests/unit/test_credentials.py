@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from timing import until
 
 from vmoat import credentials, proc
 from vmoat.config import settings as config
@@ -101,7 +102,7 @@ class Guest:
     def __call__(self, command: str, given: str = "") -> Answer:
         done = subprocess.run(
             ["perl", self.program, command], input=given, capture_output=True, text=True,
-            timeout=30,
+            timeout=60,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
@@ -300,32 +301,38 @@ def test_a_store_that_fails_says_what_to_do_and_nothing_of_its_own(host: Host, b
 
 
 def test_a_store_that_waits_for_a_password_is_ended(host: Host) -> None:
-    host.helper("asks", f"sleep 77 & echo $! >{host.folder}/pid; wait")
+    pid = host.folder / "pid"
+    host.helper("asks", f"sleep 777 & echo $! >{pid}.new; mv {pid}.new {pid}; wait")
     host.config(credsStore="asks")
     began = time.monotonic()
-    text = said(host, limit=0.5)
-    assert time.monotonic() - began < 5
-    assert "no answer within 0.5 s" in text
+    for limit in (0.5, 5, 50):  # until it has come to its question
+        text = said(host, limit=limit)
+        assert f"no answer within {limit:g} s" in text
+        if pid.exists():
+            break
+    assert time.monotonic() - began < 300
     assert "password" in text
     assert "docker login" in text
-    pid = int((host.folder / "pid").read_text())
-    while alive(pid):
-        assert time.monotonic() - began < 10
-        time.sleep(0.02)
+    until(lambda: not alive(int(pid.read_text())))
 
 
 def test_a_store_that_hung_is_left_alone_for_a_while(host: Host) -> None:
     """BuildKit asks five times in a row; the second failure comes at once."""
-    host.helper("asks", "sleep 77")
-    host.config(credsStore="asks")
-    made = host.credentials(limit=0.5)
-    first = made.answer("get ghcr.io")
-    began = time.monotonic()
-    assert made.answer("get ghcr.io") == first
-    assert time.monotonic() - began < 0.4
-    assert len(host.asked()) == 1
-    made._hung["asks"] = time.monotonic()  # the while is over
+    gate = host.folder / "gate"
+    gate.touch()
     host.knows("asks", "ghcr.io", "me", "x")
+    wait = f"while [ -e {gate} ]; do sleep 0.1; done"
+    program = host.bin / "docker-credential-asks"
+    program.write_text(program.read_text().replace("\n", f"\n{wait}\n", 1))
+    host.config(credsStore="asks")
+    hung: dict[str, float] = {}
+    first = Credentials(("*",), host.folder, 0.5, hung).answer("get ghcr.io")
+    assert "no answer within 0.5 s" in first
+    gate.unlink()  # it would answer by now
+    made = Credentials(("*",), host.folder, 60, hung)
+    assert "no answer within" in made.answer("get ghcr.io")
+    assert host.asked() == []
+    hung["asks"] = time.monotonic()  # the while is over
     assert made.login("ghcr.io") == ("me", "x")
 
 
@@ -359,7 +366,7 @@ def test_odd_questions_get_no_login(host: Host) -> None:
 
 def ask(path: Path, data: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(30)
+        sock.settimeout(60)
         sock.connect(str(path))
         sock.sendall(data)
         return b"".join(iter(lambda: sock.recv(4096), b""))
@@ -388,19 +395,19 @@ def test_what_is_no_question_gets_no_answer(host: Host, tmp_path: Path) -> None:
 
 
 def test_questions_at_once_do_not_wait_for_a_slow_store(host: Host, tmp_path: Path) -> None:
-    host.helper("slow", "sleep 2; exit 1")
+    gate = host.folder / "gate"
+    gate.touch()
+    host.helper("slow", f"while [ -e {gate} ]; do sleep 0.05; done; exit 1")
     host.knows("quick", "quick.example", "me", "x")
     host.config(credHelpers={"slow.example": "slow", "quick.example": "quick"})
     path = tmp_path / "socket"
-    server = host.credentials().serve(path)
+    server = host.credentials(limit=60).serve(path)
     slow = [threading.Thread(target=ask, args=(path, b"get slow.example\n")) for _ in range(3)]
     for thread in slow:
         thread.start()
-    while len(host.asked()) < 3:
-        time.sleep(0.02)
-    began = time.monotonic()
+    until(lambda: len(host.asked()) == 3)
     assert b'"Secret": "x"' in ask(path, b"get quick.example\n")
-    assert time.monotonic() - began < 1.5
+    gate.unlink()
     for thread in slow:
         thread.join()
     server.close()
@@ -427,10 +434,12 @@ def test_more_questions_than_it_answers_at_once_wait_their_turn(
 
 
 def test_closing_does_not_wait_for_a_store_that_hangs(host: Host, tmp_path: Path) -> None:
-    host.helper("hangs", "exec sleep 3")
+    gate = host.folder / "gate"
+    gate.touch()
+    host.helper("hangs", f"while [ -e {gate} ]; do sleep 0.05; done; exit 1")
     host.config(credsStore="hangs")
     path = tmp_path / "socket"
-    server = host.credentials(limit=3).serve(path)
+    server = host.credentials(limit=60).serve(path)
 
     def ask_in_vain() -> None:
         with contextlib.suppress(OSError):
@@ -439,11 +448,9 @@ def test_closing_does_not_wait_for_a_store_that_hangs(host: Host, tmp_path: Path
     threads = [threading.Thread(target=ask_in_vain) for _ in range(credentials.AT_ONCE + 1)]
     for thread in threads:
         thread.start()
-    while len(host.asked()) < credentials.AT_ONCE:
-        time.sleep(0.02)
-    began = time.monotonic()
+    until(lambda: len(host.asked()) == credentials.AT_ONCE)
     server.close()
-    assert time.monotonic() - began < 1.5
+    gate.unlink()
     for thread in threads:
         thread.join()
 
@@ -504,7 +511,7 @@ def test_without_the_host_it_is_as_if_nobody_had_logged_in(guest: Guest) -> None
         thread.start()
         assert guest("get", "ghcr.io") == (1, NOT_FOUND + "\n", "")
         thread.join()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_dockers_user_is_told_what_to_do_on_the_host(
@@ -633,7 +640,7 @@ def docker_config(home: Path, ours: Path) -> None:
     """The boot script's own function, on a home folder."""
     function = meta.DOCKER_CONFIG.replace("/etc/vmoat/docker.json", str(ours))
     subprocess.run(
-        ["sh", "-uc", f"{function} docker_config '{home}'; :"], check=True, timeout=30,
+        ["sh", "-uc", f"{function} docker_config '{home}'; :"], check=True, timeout=60,
         env={**os.environ, "VMOAT_UID": str(os.getuid()), "VMOAT_GID": str(os.getgid())},
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import World, git
+from timing import until
 
 from vmoat import paths
 from vmoat.dashboard import record
@@ -123,7 +124,7 @@ def served(homes: Path) -> Iterator[Dashboard]:
 def ask(
     server: Dashboard, method: str, target: str, body: Any = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     data = None if body is None else json.dumps(body)
     connection.request(method, target, data, {n.replace("_", "-"): v for n, v in headers.items()})
     answer = connection.getresponse()
@@ -149,7 +150,7 @@ def test_a_refusal_tells_nothing(served: Dashboard) -> None:
 
 
 def test_what_is_no_http_gets_no_facts(served: Dashboard) -> None:
-    with socket.create_connection(("127.0.0.1", served.server_port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", served.server_port), timeout=60) as client:
         client.sendall(b"BREW /pot HTTP/1.1\r\n\r\n")
         answer = client.makefile("rb").read()
     assert answer.endswith(b"\r\n\r\n")
@@ -159,7 +160,7 @@ def test_what_is_no_http_gets_no_facts(served: Dashboard) -> None:
 def test_a_second_host_header_opens_nothing(served: Dashboard) -> None:
     cookie = mine(served)["Cookie"]
     lines = ["GET / HTTP/1.1", f"Host: 127.0.0.1:{served.server_port}", "Host: evil.example"]
-    with socket.create_connection(("127.0.0.1", served.server_port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", served.server_port), timeout=60) as client:
         client.sendall("\r\n".join([*lines, f"Cookie: {cookie}", "", ""]).encode())
         assert client.makefile("rb").read().startswith(b"HTTP/1.1 403")
 
@@ -188,9 +189,7 @@ def test_only_the_pages_own_files_are_served(served: Dashboard) -> None:
 def test_a_button_runs_its_command_in_a_worktree_that_is_shown(served: Dashboard) -> None:
     good, act = {"key": "wt-a", "verb": "up"}, f"/act?page={served.gate.page}"
     assert ask(served, "POST", act, good, **mine(served))[0] == 200
-    deadline = time.monotonic() + 10
-    while served.actions.of("wt-a")["up"]["code"] is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: served.actions.of("wt-a")["up"]["code"] is not None)
     assert served.actions.of("wt-a")["up"]["code"] == 0
     for bad in ({"key": "/etc", "verb": "up"}, {"key": "wt-a", "verb": "destroy"}, [], "x"):
         assert ask(served, "POST", act, bad, **mine(served))[0] == 404
@@ -212,26 +211,26 @@ def test_another_user_of_this_machine_gets_nothing(served: Dashboard) -> None:
         "except ConnectionError: print(0)\n"
     )
     words = [sys.executable, "-c", program, str(served.server_port), request]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_the_end_of_a_dashboard_ends_what_its_pages_follow(served: Dashboard) -> None:
     followed = Followed(["sleep", "600"])
     served.open_log = lambda key, name: followed
-    connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=60)
     headers = {n.replace("_", "-"): v for n, v in mine(served).items()}
     connection.request("GET", f"/events?page={served.gate.page}&log=stack", headers=headers)
     answer = connection.getresponse()
     assert answer.readline()
     served.hub.stop()
-    assert followed._process.wait(20) == -signal.SIGTERM
+    assert followed._process.wait(60) == -signal.SIGTERM
     answer.close()
     connection.close()
 
 
 def test_the_stream_begins_with_all_there_is(served: Dashboard) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server_port, timeout=60)
     headers = {n.replace("_", "-"): v for n, v in mine(served).items()}
     connection.request("GET", f"/events?page={served.gate.page}", headers=headers)
     answer = connection.getresponse()
@@ -354,19 +353,19 @@ def test_a_half_line_and_anothers_events_are_passed_over(tmp_path: Path) -> None
 
 
 def test_a_followed_program_ends_when_nobody_looks_any_more(tmp_path: Path) -> None:
-    script = "echo $$ > pid; printf 'one\\n\\033[31mtwo\\033[0m\\n'; exec sleep 60"
+    script = "echo $$ > pid; printf 'one\\n\\033[31mtwo\\033[0m\\n'; exec sleep 600"
     source = Followed(["sh", "-c", f"cd {tmp_path}; {script}"])
     lines: list[str] = []
-    deadline = time.monotonic() + 10
-    while len(lines) < 2 and time.monotonic() < deadline:
-        lines += [line["text"] for line in source.new()]
-        time.sleep(0.01)
+
+    def read() -> bool:
+        lines.extend(line["text"] for line in source.new())
+        return len(lines) >= 2
+
+    until(read)
     assert lines == ["one", "two"]
     source.close()
     pid = int((tmp_path / "pid").read_text())
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not Path(f"/proc/{pid}").exists()
+    until(lambda: not Path(f"/proc/{pid}").exists())
 
 
 # the whole, on the fake machine
@@ -396,17 +395,17 @@ def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:
     assert first.stdout is not None
     url = first.stdout.readline().strip()
     second = start_dashboard("--json")
-    told = json.loads(second.communicate(timeout=20)[0])
+    told = json.loads(second.communicate(timeout=60)[0])
     assert (told["url"], told["pid"]) == (url, first.pid)
     first.send_signal(signal.SIGINT)
-    said = first.communicate(timeout=20)[1]
+    said = first.communicate(timeout=60)[1]
     assert (first.returncode, second.returncode) == (0, 0)
     assert url.partition("token=")[2] not in said
     third = start_dashboard("--no-open")
     assert third.stdout is not None
     again = third.stdout.readline().strip()
     third.terminate()
-    third.communicate(timeout=20)
+    third.communicate(timeout=60)
     # the port is kept for bookmarks and forwards, the token is new
     assert again.partition("token=")[0] == url.partition("token=")[0]
     assert again != url
@@ -422,27 +421,25 @@ def test_the_browsers_arguments_hold_no_lasting_secret(
     started = start_dashboard()
     assert started.stdout is not None
     url = started.stdout.readline().strip()
-    deadline = time.monotonic() + 20
-    while not told.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(told.exists)
     opened = told.read_text().strip()
     assert url.partition("token=")[2] not in opened
     port = int(opened.split(":")[2].partition("/")[0])
     answers = []
     for _ in range(2):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", opened.partition(str(port))[2])
         answers.append(connection.getresponse().status)
         connection.close()
     started.terminate()
-    started.communicate(timeout=20)
+    started.communicate(timeout=60)
     assert answers == [200, 403]
 
 
 @pytest.mark.parametrize("port", ["70000", "-1", "x"])
 def test_a_port_that_is_none_is_an_error_of_the_command_line(homes: Path, port: str) -> None:
     asked = start_dashboard("--no-open", f"--port={port}")
-    said = asked.communicate(timeout=20)[1]
+    said = asked.communicate(timeout=60)[1]
     assert asked.returncode == 2
     assert f"--port: invalid port value: '{port}'" in said
 
@@ -450,6 +447,6 @@ def test_a_port_that_is_none_is_an_error_of_the_command_line(homes: Path, port: 
 def test_a_taken_port_that_was_asked_for_is_an_error(homes: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         asked = start_dashboard("--no-open", "--port", str(other.getsockname()[1]))
-        said = asked.communicate(timeout=20)[1]
+        said = asked.communicate(timeout=60)[1]
     assert asked.returncode == 7
     assert "--port" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from chromium import Browser, Page, browser, needed
 from conftest import World
+from timing import until
 
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
@@ -136,9 +136,7 @@ def test_a_log_that_ended_with_the_vm_is_followed_again(
     assert opened == ["stages", "stack"]
     world.vmoat("up")
     page.until(f"document.querySelector('{CARD} [data-status]').innerText === 'healthy'")
-    deadline = time.monotonic() + 20
-    while len(opened) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: len(opened) == 3)
     assert opened == ["stages", "stack", "stack"]
 
 

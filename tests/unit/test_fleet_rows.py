@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import World, git, repository
+from timing import quickest, until
 
 from vmoat import instance, paths, worktree
 from vmoat.fleet import load, places, rows, use
@@ -75,7 +76,7 @@ def test_the_stages_of_a_run_that_goes_on(world: World) -> None:
         ("image", "done"), ("vm", "running"), ("apt", "waiting"), ("stack", "waiting"),
     ]  # fmt: skip
     assert (row.working, row.state) == (True, "starting")
-    assert time.time() - row.used_at < 5
+    assert time.time() - row.used_at < 60
     lock.free()  # the worker was killed
     row = only()
     assert [(stage.name, stage.state) for stage in row.stages][1] == ("vm", "interrupted")
@@ -247,11 +248,9 @@ def long_ago(folder: Path) -> None:
 
 def test_cpu_and_memory_are_those_of_the_processes_and_their_children() -> None:
     burn = "import os, time; os.fork()\nwhile time.process_time() < 0.3: pass\n"
-    process = subprocess.Popen([sys.executable, "-c", burn + "time.sleep(30)"])
+    process = subprocess.Popen([sys.executable, "-c", burn + "time.sleep(300)"])
     try:
-        deadline = time.monotonic() + 20
-        while load.measure([process.pid])[0] < 0.5 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: load.measure([process.pid])[0] >= 0.5)
         seconds, memory = load.measure([process.pid])
         assert seconds >= 0.5, "both count"
         assert memory > 2 << 20
@@ -288,10 +287,5 @@ def test_twenty_vms_take_less_than_a_third_of_a_second(homes: Path) -> None:
         log.open()
         for line in range(2000):
             log.write("line", text=f"line {line}")
-    rows.rows()
-    best = 9.0
-    for _ in range(5):
-        begun = time.perf_counter()
-        assert len(rows.rows()) == 20
-        best = min(best, time.perf_counter() - begun)
-    assert best < 0.3
+    assert len(rows.rows()) == 20
+    assert quickest(rows.rows, 0.3) < 0.3

@@ -28,6 +28,8 @@ from fakeregistry import (
     manifest,
     reply,
 )
+from ports import free_port
+from timing import until
 
 from vmoat.imagecache import Authority, ImageCache, Server
 from vmoat.imagecache import store as store_module
@@ -115,13 +117,6 @@ def host(
     monkeypatch.setenv("SSL_CERT_FILE", str(made.authority.folder / "ca.crt"))
     yield made
     made.close()
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def pull(
@@ -422,8 +417,7 @@ def test_what_was_used_least_recently_goes(host: Host) -> None:
     for number in (0, 1, 2, 0, 3):
         client.get(target, f"/v2/app/blobs/{digest(layers[number])}")
         time.sleep(0.02)
-    until(lambda: len(host.blobs()) == 3 - 0)
-    assert host.blobs() == {digest(layers[n]) for n in (0, 2, 3)}
+    until(lambda: host.blobs() == {digest(layers[n]) for n in (0, 2, 3)})
 
 
 def test_a_blob_larger_than_the_cache_is_served(host: Host) -> None:
@@ -691,9 +685,7 @@ def distribution(host: Host, tmp_path: Path) -> Iterator[int]:
     program = shutil.which("docker-registry")
     if program is None or shutil.which("skopeo") is None:
         pytest.skip("docker-registry and skopeo are not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = tmp_path / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:"
@@ -727,7 +719,7 @@ def test_skopeo_pushes_to_distribution_and_pulls_with_it_gone(
 
         def copy(source: str, target: str) -> None:
             words = ["skopeo", "--insecure-policy", "copy", "-q", source, target]
-            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
 
         oci_image(tmp_path / "image")

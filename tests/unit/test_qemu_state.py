@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from vmoat import paths
 from vmoat.drivers.qemu import accel, checks, disks, host, look, network, process, qmp, record
@@ -60,7 +61,7 @@ def test_one_that_ignores_termination_is_killed(monkeypatch: pytest.MonkeyPatch)
 def test_a_process_that_ended_and_was_not_waited_for_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     one = process.Process.of("x", child.pid)
-    assert process.wait_gone([one], 10)
+    assert process.wait_gone([one], 60)
     child.wait()
 
 
@@ -177,7 +178,7 @@ class FakeQemu(threading.Thread):
 
     def end(self) -> None:
         self.server.shutdown(socket.SHUT_RDWR)
-        self.join(5)
+        self.join(60)
         self.server.close()
 
     def run(self) -> None:
@@ -245,7 +246,7 @@ def test_commands_at_once_wait_their_turn_at_qemus_socket() -> None:
     answers: list[object] = []
 
     def ask() -> None:
-        with qmp.connect(path, 20) as monitor:
+        with qmp.connect(path, 120) as monitor:
             answers.append(monitor.command("query-status"))
 
     clients = [threading.Thread(target=ask) for _ in range(12)]
@@ -259,7 +260,7 @@ def test_commands_at_once_wait_their_turn_at_qemus_socket() -> None:
             for _line in file:
                 print(json.dumps({"return": "here"}), file=file, flush=True)
     for client in clients:
-        client.join(20)
+        client.join(120)
     server.close()
     assert answers == ["here"] * 12
 
@@ -350,9 +351,9 @@ def test_ubuntus_user_namespaces_have_their_own_cure(
 
 def test_a_port_is_kept_while_it_is_free() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port()
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port: int = taken.getsockname()[1]
         assert network.free_port(port) not in (0, port)
     assert network.free_port(port) == port
 

@@ -11,6 +11,7 @@ import time
 import fakes
 import pytest
 from conftest import World, git
+from timing import until
 
 from vmoat import watch
 from vmoat.state import cancel_run, current_run, require_lock
@@ -96,15 +97,14 @@ def test_cancelling_stops_the_unit_and_the_next_run_goes_on(
     world: World, number: signal.Signals
 ) -> None:
     world.context()
-    world.set("slow", "30")
+    world.hold()
     pid = world.fork_worker()
-    while "apt" not in world.ran():
-        time.sleep(0.02)
+    until(lambda: "apt" in world.ran())
     os.kill(pid, number)
-    assert world.join(pid, limit=5) == 130
+    assert world.join(pid) == 130
     assert world.last_end()["code"] == 130
     assert "stopped apt" in world.ran()
-    world.set("slow", "0")
+    world.go_on()
     assert world.work() == 0
     assert once(world)["boot"] == 1
     assert once(world)["apt"] == 2, "a stopped unit is begun anew"
@@ -122,21 +122,21 @@ def test_a_signal_at_the_very_beginning_ends_it_without_a_trace(world: World) ->
 
 def test_a_hang_up_does_not_end_it(world: World) -> None:
     world.context()
-    world.set("slow", "0.5")
+    world.hold()
     pid = world.fork_worker()
-    while "apt" not in world.ran():
-        time.sleep(0.02)
+    until(lambda: "apt" in world.ran())
     os.kill(pid, signal.SIGHUP)
+    world.go_on()
     assert world.join(pid) == 0
 
 
 def test_a_second_worker_leaves_at_once(world: World) -> None:
     world.context()
-    world.set("slow", "1")
+    world.hold()
     first = world.fork_worker()
-    while "apt" not in world.ran():
-        time.sleep(0.02)
+    until(lambda: "apt" in world.ran())
     assert world.work() == 7
+    world.go_on()
     assert world.join(first) == 0
     assert once(world)["apt"] == 1
 
@@ -259,25 +259,23 @@ def test_down_does_not_interrupt_another_down(world: World) -> None:
 
 def test_down_ends_an_up_that_builds_the_image(world: World) -> None:
     world.context()
-    world.set("slow", "30")
+    world.hold()
     pid = world.fork_worker()
-    while "apt" not in world.ran():
-        time.sleep(0.02)
+    until(lambda: "apt" in world.ran())
     world.vmoat("down")
     assert world.join(pid) == 130
 
 
 def test_a_wish_is_done_with_the_config_of_its_time(world: World) -> None:
     world.context()
-    world.set("slow", "0.5")
+    world.hold()
     pid = world.fork_worker("apt")
-    while "apt" not in world.ran():
-        time.sleep(0.02)
+    until(lambda: "apt" in world.ran())
     text = (world.tree / "vmoat.toml").read_text()
     (world.tree / "vmoat.toml").write_text(text.replace("echo up", "echo another"))
     world.vmoat("up", "--detach")
+    world.go_on()
     assert world.join(pid) == 0
-    world.vmoat("wait")  # on a busy machine the first was done before it was asked
     assert world.reasons() == {}
 
 
@@ -308,12 +306,11 @@ def test_a_migration_that_ends_well_is_no_reason_to_run_the_stack_again(world: W
 def test_what_is_asked_for_while_a_run_works_is_done_after_it(world: World) -> None:
     """`up --detach` during `provision`: nobody stays who could ask again."""
     world.context()
-    world.set("slow", "5")  # a busy machine takes seconds to start a command
+    world.hold()
     pid = world.fork_worker("apt")
-    while "apt" not in world.ran():
-        time.sleep(0.02)
-    world.set("slow", "0")
+    until(lambda: "apt" in world.ran())
     world.vmoat("up", "--detach")
+    world.go_on()
     assert world.join(pid) == 0
     assert once(world)["stack"] == 1
     log = current_run(world.context().instance.folder)
@@ -334,24 +331,27 @@ def test_two_ups_at_once_run_an_every_up_stage_once(world: World) -> None:
     text = (world.tree / "vmoat.toml").read_text()
     (world.tree / "vmoat.toml").write_text(text + 'every = "up"\n')
     world.context()
-    world.set("slow", "0.5")
+    world.hold()
     pid = world.fork_worker()
-    while "apt" not in world.ran():
-        time.sleep(0.02)
-    world.vmoat("up")
-    assert world.join(pid) == 0
+    until(lambda: "apt" in world.ran())
+    second = world.start("up")
+    assert second.stderr is not None
+    assert any("joining" in line for line in second.stderr)
+    world.go_on()
+    assert world.join(pid) == second.wait(60) == 0
+    second.communicate()
     assert once(world) == dict.fromkeys(once(world), 1)
 
 
 def test_a_worker_of_a_removed_worktree_does_not_write_into_the_next_ones_vm(world: World) -> None:
     world.context()
-    world.set("slow", "1.5")
+    world.hold()
     pid = world.fork_worker()
-    while "apt" not in world.ran():
-        time.sleep(0.02)
+    until(lambda: "apt" in world.ran())
     git(world.repo, "worktree", "remove", "--force", str(world.tree))
     git(world.repo, "worktree", "add", "-q", str(world.tree), "work")
     after = world.context()
+    world.go_on()
     assert world.join(pid) == 130
     assert after.store.values("image") == {}
     after.store.reload()
