@@ -137,17 +137,46 @@ def traffic(ports: Collection[int]) -> Traffic:
     return Traffic(frozenset(found[False]), frozenset(found[True]))
 
 
-def owner(near: int, far: int) -> int | None:
-    """The user id of the process at the ``near`` end of a connection on the IPv4 loopback.
+Address = tuple[str, int]
+"""An IPv4 address and a port, as the ``socket`` module has them."""
 
-    From ``/proc/net/tcp`` (proc(5)); None where that does not tell.
+LOOKS = 3
+"""A table of ``/proc`` that changes while it is read may leave a row out."""
+
+
+def tells_owners() -> bool:
+    """Whether ``owner`` can know: macOS has no such table, and a program of Windows (which
+    belongs to whoever runs the WSL) may be in none of WSL's."""
+    return Path("/proc/net/tcp").exists() and not os.environ.get("WSL_DISTRO_NAME")
+
+
+def owner(near: Address, far: Address) -> int | None:
+    """The user id of the process at the ``near`` end of a connection within this machine.
+
+    From ``/proc/net/tcp`` and ``tcp6`` (proc(5)): a socket of IPv6 reaches 127.0.0.1 as
+    ``::ffff:127.0.0.1``.  None where no process holds that end, or none any more: the kernel says
+    0 for the user of such a row, and 0 for its inode.
     """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            fields = line.split()
-            if (_hex_port(fields[1]), _hex_port(fields[2])) == (near, far):
-                return int(fields[7])
+    ends = _hex_end(near), _hex_end(far)
+    mapped = tuple(MAPPED + end for end in ends)
+    for _ in range(LOOKS):
+        for table, wanted in (("tcp", ends), ("tcp6", mapped)):
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                    fields = line.split()
+                    if (fields[1], fields[2]) == wanted:
+                        return int(fields[7]) if fields[9] != "0" else None
     return None
+
+
+MAPPED = "0000000000000000FFFF0000"
+"""What an IPv4 address follows on a socket of IPv6."""
+
+
+def _hex_end(address: Address) -> str:
+    """As ``/proc/net/tcp`` writes it: the address as a number in the host's byte order."""
+    number = int.from_bytes(socket.inet_aton(address[0]), sys.byteorder)
+    return f"{number:08X}:{address[1]:04X}"
 
 
 Rows = Iterator[tuple[int, int, str]]

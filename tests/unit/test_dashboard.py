@@ -19,7 +19,7 @@ import pytest
 from conftest import World, git
 from timing import until
 
-from vmoat import paths
+from vmoat import netports, paths
 from vmoat.dashboard import record
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
@@ -200,19 +200,34 @@ def test_a_button_runs_its_command_in_a_worktree_that_is_shown(served: Dashboard
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_another_user_of_this_machine_gets_nothing(served: Dashboard) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_another_user_of_this_machine_gets_nothing(served: Dashboard, address: str) -> None:
     """Not even with the token: a browser's command line can be read by everybody."""
     request = f"GET /?token={served.gate.token} HTTP/1.1\r\nHost: 127.0.0.1:{served.server_port}"
     program = (
         "import encodings.idna, os, socket, sys; os.setuid(65534)\n"
-        "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10)\n"
+        "link = socket.create_connection((sys.argv[3], int(sys.argv[1])), 10)\n"
         "link.sendall(sys.argv[2].encode() + b'\\r\\n\\r\\n')\n"
         "try: print(len(link.recv(100)))\n"
         "except ConnectionError: print(0)\n"
     )
-    words = [sys.executable, "-c", program, str(served.server_port), request]
+    words = [sys.executable, "-c", program, str(served.server_port), request, address]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.skipif(not netports.tells_owners(), reason="no table of connections here")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_the_owner_of_a_connection_is_who_holds_it_still(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = listener.getsockname()
+        client = socket.create_connection((address, far[1]), timeout=10)
+        with listener.accept()[0] as served:
+            near = served.getpeername()
+            assert netports.owner(near, far) == os.getuid()
+            assert netports.owner(("127.0.0.2", near[1]), far) is None
+            client.close()  # the kernel says that root holds it, until it is forgotten
+            assert netports.owner(near, far) is None
 
 
 def test_the_end_of_a_dashboard_ends_what_its_pages_follow(served: Dashboard) -> None:
