@@ -85,6 +85,10 @@ class Facts:
     wsl: int = 0
     container: str = ""
     driver: str = "qemu"
+    browser: str = ""
+    """The Chromium of `vmoat open`, by name; "" where there is none."""
+    browser_fault: str = ""
+    """Why the one that the settings name cannot be used."""
     worktree: str = ""
     """Where the doctor was asked."""
     foreign: tuple[str, ...] = ()
@@ -349,6 +353,32 @@ def virtiofsd(facts: Facts) -> Verdict:
     return Verdict(NOTE, f"{name} is of no use here: shares go by 9p")
 
 
+BROWSER_PACKAGES = {
+    "apt-get": "`sudo apt-get install chromium` (Ubuntu: `sudo snap install chromium`)",
+    "dnf": "`sudo dnf install chromium`",
+    "zypper": "`sudo zypper install chromium`",
+    "pacman": "`sudo pacman -S chromium`",
+}
+
+
+def browser(facts: Facts) -> Verdict:
+    """Never a fault: VMs do without one."""
+    if facts.browser:
+        return Verdict(OK, facts.browser)
+    if facts.browser_fault:
+        return Verdict(NOTE, facts.browser_fault,
+                       cure="`vmoat config browser.command` says where that is set")  # fmt: skip
+    get = BROWSER_PACKAGES.get(facts.manager, "install one")
+    if facts.system == "Darwin":
+        get = "`brew install --cask google-chrome`"
+    elif facts.wsl:
+        get += " in WSL (one of Windows does not do)"
+    return Verdict(
+        NOTE, "no Chromium or Chrome is installed: `vmoat open` and `vmoat shot` need one",
+        cure=f"{get}, or name yours in `browser.command` of your config.toml",
+    )  # fmt: skip
+
+
 CHECKS = (
     Check("platform", "where the VMs run", platform),
     Check("python", "runs vmoat", python),
@@ -373,6 +403,7 @@ CHECKS = (
     Check("disk", "room for images and disks", disk),
     Check("folders", "where vmoat keeps its files", folders),
     Check("virtiofsd", "optional: other shares than 9p", virtiofsd),
+    Check("browser", "optional: a browser for which localhost is the VM", browser),
 )
 
 

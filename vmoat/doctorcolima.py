@@ -102,6 +102,7 @@ CHECKS = (
     Check("kvm", "VMs at full speed", kvm),
     Check("memory", "room for a VM", doctor.memory),
     Check("folders", "where vmoat keeps its files", doctor.folders),
+    Check("browser", "optional: a browser for which localhost is the VM", doctor.browser),
     Check("vms", "of another tool", foreign),
     Check("walls", "what Colima cannot hold", walls),
 )

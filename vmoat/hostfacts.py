@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from vmoat import drivers, hostfix, paths, proc
+from vmoat.browser import find
 from vmoat.config.settings import Settings
 from vmoat.doctor import QEMU, Facts
 from vmoat.drivers.colima.machine import kernel, wsl
@@ -31,6 +32,7 @@ def gather(settings: Settings) -> Facts:
     machine = "aarch64" if platform.machine() == "arm64" else platform.machine()
     found = programs(machine)
     driver = settings.driver or drivers.default()
+    name, fault = browser(settings.browser_command)
     if driver == "colima":
         from vmoat.drivers.colima import homes
 
@@ -71,6 +73,8 @@ def gather(settings: Settings) -> Facts:
         wsl=wsl(kernel()),
         container=container(),
         driver=driver,
+        browser=name,
+        browser_fault=fault,
         worktree=os.getcwd(),
         foreign=tuple(homes.user_vms(settings.vm_prefix)) if driver == "colima" else (),
     )
@@ -83,6 +87,14 @@ def colima_programs() -> dict[str, str]:
         if proc.which(name):
             found[name] = first_line(words)
     return found
+
+
+def browser(setting: str) -> tuple[str, str]:
+    """The browser that is found, by name, and why the one that ``setting`` names is not."""
+    try:
+        return find.name(setting), ""
+    except VmoatError as error:
+        return "", error.message if setting.strip() else ""
 
 
 def prove_kvm() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import plistlib
+import shlex
 import signal
 import socket
 import stat
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import World, git
 
-from vmoat import tunnels
+from vmoat import hostfacts, tunnels
 from vmoat.browser import argv, find, profiles, proxy, target
 from vmoat.browser.evidence import MOST, Evidence
 from vmoat.browser.shot import told
@@ -105,6 +107,38 @@ def test_a_mac_has_apps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert find.has_display({}, "darwin")
     assert not find.has_display({}, "linux")
     assert find.has_display({"WAYLAND_DISPLAY": "wayland-0"}, "linux")
+
+
+def test_a_browser_tells_its_name_where_that_is_cheap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a person set may be anything: it is not started."""
+    told = program(tmp_path, "chromium", "echo Chromium 140.0.7339.80 built on Debian 12 bookworm")
+    monkeypatch.setattr(find.proc, "which", lambda name: str(told))
+    monkeypatch.setattr(find, "VERSION_LIMIT", 60)
+    assert find.name("") == "Chromium 140.0.7339.80"
+    assert hostfacts.browser(f"{told} --x") == (str(told), "")
+    broken = program(tmp_path, "chromium", "exit 1")
+    assert hostfacts.browser("") == (str(broken), "")
+    monkeypatch.setattr(find, "VERSION_LIMIT", 0.2)
+    slow = program(tmp_path, "chromium", "exec sleep 60")
+    assert find.name("") == str(slow)
+    monkeypatch.setattr(find, "snap", lambda name: "chromium")
+    program(tmp_path, "chromium", f"touch {tmp_path}/started")
+    assert find.name("") == str(told)
+    assert not (tmp_path / "started").exists()
+    monkeypatch.setattr(find.proc, "which", lambda name: None)
+    assert hostfacts.browser("") == ("", "")
+    assert "`/no/such` of browser.command" in hostfacts.browser("/no/such")[1]
+
+
+def test_a_macs_app_tells_its_version_without_a_start(tmp_path: Path) -> None:
+    app = program(tmp_path / "Chromium.app/Contents/MacOS", "Chromium", f"touch {tmp_path}/started")
+    assert find.name(shlex.quote(str(app))) == str(app)
+    info = {"CFBundleName": "Chromium", "CFBundleShortVersionString": "140.0"}
+    (tmp_path / "Chromium.app/Contents/Info.plist").write_bytes(plistlib.dumps(info))
+    assert find.name(shlex.quote(str(app))) == "Chromium 140.0"
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_branch_cannot_name_a_program_of_the_host(world: World) -> None:

@@ -228,6 +228,31 @@ def test_room() -> None:
     assert not doctor.well(doctor.examine(sealed))
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "`sudo apt-get install chromium` (Ubuntu: `sudo snap"),
+        ({"wsl": 2}, "in WSL (one of Windows does not do)"),
+        ({"system": "Darwin", "driver": "colima", "manager": ""}, "brew install --cask"),
+        ({"manager": ""}, "install one, or name yours in `browser.command`"),
+        ({"browser_fault": "the program `/x` of browser.command is not there"},
+         "vmoat config browser.command"),
+    ],
+)
+def test_without_a_browser_there_is_a_note_how_to_get_one(
+    facts: dict[str, object], words: str
+) -> None:
+    without = replace(DEBIAN_12, **facts)
+    assert found(without)["browser"].verdict.state == NOTE
+    assert words in cures(without, "browser")
+    assert found(without)["browser"].verdict.packages == (), "big, and not for all: no --fix"
+
+
+def test_a_browser_that_is_there_is_named() -> None:
+    verdict = found(replace(DEBIAN_12, browser="Chromium 140.0"))["browser"].verdict
+    assert (verdict.state, verdict.says) == (OK, "Chromium 140.0")
+
+
 def test_other_systems() -> None:
     mac = Facts(system="Darwin", machine="arm64", manager="", programs={"git": "git 2.39"})
     assert list(found(mac)) == ["platform", "python"]

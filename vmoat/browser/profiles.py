@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vmoat import locks, paths, proc
+from vmoat.browser import find
 
 END_LIMIT = 5.0
 """Seconds for a browser to write its profile and go."""
@@ -23,7 +24,7 @@ def home(vm_id: str, command: Sequence[str]) -> Path:
     (snapcraft's `home` interface leaves dot files out).
     """
     place = paths.browser_dir(vm_id)
-    if command and (snap := _snap(command[0])):
+    if command and (snap := find.snap(command[0])):
         place = Path(os.path.expanduser("~")) / "snap" / snap / "common" / "vmoat" / vm_id
     return paths.make_private(place)
 
@@ -110,10 +111,3 @@ def _clear(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.05)
-
-
-def _snap(program: str) -> str:
-    """The snap that a program comes from; "" for none.  /snap/bin/NAME leads to /usr/bin/snap."""
-    real = os.path.realpath(program)
-    in_snap = real == "/usr/bin/snap" or real.startswith("/snap/")
-    return os.path.basename(program).split(".")[0] if in_snap else ""
