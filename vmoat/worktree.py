@@ -128,7 +128,9 @@ def _git(words: list[str], cwd: Path) -> str:
         )  # fmt: skip
     except FileNotFoundError as error:
         if not cwd.is_dir():
-            raise VmoatError(f"there is no folder {cwd}", code=Code.USAGE) from error
+            raise VmoatError(
+                f"there is no folder {cwd}", hint="name another with -C PATH", code=Code.USAGE
+            ) from error
         raise VmoatError(
             "git is not installed", hint="`vmoat doctor --fix` installs it", code=Code.MISSING
         ) from error

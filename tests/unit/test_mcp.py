@@ -243,11 +243,14 @@ def test_the_server_takes_what_watches_with_it_and_leaves_the_work(world: World,
             server.stdin.write(call(number, tool, arguments))
             server.stdin.flush()
         anyio.run(until, lambda: started(file) and world.ran().count("gen") == 2)
+        children = fakes.text(Path(f"/proc/{server.pid}/task/{server.pid}/children")).split()
+        assert len(children) >= 4, "the two commands, a watchdog each"
         if how == "end of stdin":
             server.stdin.close()
         else:
             server.send_signal(getattr(signal, how))
         anyio.run(until, lambda: gone(file))
+        anyio.run(until, lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
         assert server.wait(LIMIT) == {"end of stdin": 0}.get(how, -getattr(signal, how, 0))
         said = server.stdout.read().splitlines()
         assert all(json.loads(line)["jsonrpc"] == "2.0" for line in said), "nothing but protocol"

@@ -41,7 +41,7 @@ WATCHDOG = "read -r done || { kill -TERM $1; sleep 4; kill -KILL $1; } 2>/dev/nu
 """Outlives a kill -9 of the server and ends the child; ``$1`` is its pid."""
 
 
-NO_NUL = "write it as an escape of the shell: $'\\0'"
+ESCAPED = "write it as an escape, such as printf '\\000'"
 IN_A_FILE = "write the command into a file of the worktree, and run that"
 
 
@@ -207,8 +207,8 @@ def _start(words: Sequence[str], out: int, err: int, told: int) -> subprocess.Po
     argv, env = proc.own_argv(*words), {STORY: str(told)}
     try:
         return proc.spawn(argv, env=env, stdout=out, stderr=err, pass_fds=(told,))
-    except ValueError as error:
-        raise CommandError("an argument holds a NUL character", NO_NUL, Code.USAGE) from error
+    except ValueError as error:  # a NUL, or half a character
+        raise CommandError(f"no argument can hold that: {error}", ESCAPED, Code.USAGE) from error
     except OSError as error:
         if error.errno != errno.E2BIG:
             raise

@@ -159,13 +159,13 @@ async def tunnel(
     vmoat: Vmoat,
     worktree: Worktree = "",
     ports: Annotated[
-        Sequence[str],
+        Sequence[str | int],
         Field(description="GUEST, a port in the VM, or GUEST:HOST, with the port it gets here; "
               "without any, those that the stack publishes"),
     ] = (),
 ) -> Tunnels:
     """Forward ports of the VM to this machine's localhost, and give their URLs."""
-    return Tunnels(**await vmoat.document("tunnel", "--json", "--", *ports))
+    return Tunnels(**await vmoat.document("tunnel", "--json", "--", *map(str, ports)))
 
 
 async def shot(
