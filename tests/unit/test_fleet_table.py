@@ -23,6 +23,7 @@ import fakes
 import pyte
 import pytest
 from conftest import World, git, repository
+from documents import names
 from timing import until
 
 from vmoat import instance, paths, worktree
@@ -280,14 +281,19 @@ def test_one_that_fails_stops_no_other_and_its_code_is_the_command_s(two: Two) -
 def test_the_documents_of_several_say_whose_they_are(two: Two) -> None:
     (fakes.place("wt-two") / "fail-stack").write_text("3")
     done = two.run("up", "--json", "-w", "one", "-w", "two", code=1)
+    assert set(names(done.stdout)) == {"event", "error"}
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     ends = {row["branch"]: row["code"] for row in rows if row.get("event") == "run_end"}
     assert ends == {"one": 0, "two": 1}
     assert {row["branch"] for row in rows} == {"one", "two"}
     assert (rows[-1]["schema"], rows[-1]["branch"]) == ("vmoat.error/1", "two")
     assert rows[-1]["stage"] == "stack"
-    said = two.run("status", "--json", "-w", "one", "-w", "two").stdout.splitlines()
-    assert [json.loads(line)["branch"] for line in said] == ["one", "two"]
+    said = two.run("status", "--json", "-w", "one", "-w", "two").stdout
+    assert names(said) == ["status", "status"]
+    assert [json.loads(line)["branch"] for line in said.splitlines()] == ["one", "two"]
+    none = two.run("up", "--json", "-w", "one", "-w", "nope", code=2)
+    assert json.loads(none.stdout.splitlines()[-1])["branch"] == "nope"
+    assert set(names(none.stdout)) == {"event", "error"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from conftest import World
 from mcp import Client
 from mcpclient import WAITS, ask, call, gone, session, started, until
+from timing import LIMIT
 
 from vmoat import proc
 from vmoat.mcpserver import bounds
@@ -112,7 +113,7 @@ def test_lines_that_are_no_protocol(world: World) -> None:
             answer = json.loads(server.stdout.readline())
             assert answer["jsonrpc"] == "2.0"
         server.stdin.close()
-        assert server.wait(20) == 0
+        assert server.wait(LIMIT) == 0
     assert answer["result"]["structuredContent"]["name"] == "wt-tree"
 
 
@@ -192,7 +193,7 @@ def test_calls_at_once_in_one_worktree_and_in_two(world: World) -> None:
 
             async def run(name: str, other: str, worktree: Path) -> None:
                 command = MEETS.format(mine=meet[name], other=meet[other]) + f"; echo {name}"
-                arguments = {"command": command, "worktree": str(worktree), "timeout": 40}
+                arguments = {"command": command, "worktree": str(worktree), "timeout": LIMIT}
                 answers[name] = (await client.call_tool("exec", arguments)).structured_content
 
             async with anyio.create_task_group() as group:
