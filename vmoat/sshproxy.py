@@ -23,7 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry standard input and output; the reason why not goes to stderr, where ssh shows it."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with connect(words[0] if words else "") as sock, used(paths.vm_dir(words[0])):
+        name = words[0] if words else ""
+        owner = owner_of(name)
+        # In use before it is connected: a stop for being idle is waited for, never met half way.
+        with used(paths.vm_dir(name)), connect(name, owner) as sock:
             carry(sock)
     except (VmoatError, OSError) as found:
         error = as_error(found)
@@ -32,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(Code.OK)
 
 
-def connect(name: str) -> socket.socket:
-    """A connection to the ssh port of a VM that runs; raises USAGE for a name that is none's, VM
-    for one that does not run.
-    """
+def owner_of(name: str) -> instance.Owner:
+    """Whose VM this is; raises USAGE for a name that is none's."""
     owner = instance.read_owner(name) if instance.is_name(name) else None
     if owner is None:
         raise VmoatError(f"there is no VM called `{name}`", code=Code.USAGE)
+    return owner
+
+
+def connect(name: str, owner: instance.Owner) -> socket.socket:
+    """A connection to the ssh port of a VM; raises VM for one that does not run."""
     driver = drivers.load(owner.driver)
     state = driver.status(name).state
     if state in ("absent", "stopped"):

@@ -16,7 +16,8 @@ Everything lies in ``$XDG_DATA_HOME/fake/NAME``, where a test looks and interfer
 - ``hold``        no unit ends while it is there
 - ``fail-STAGE``  the exit code that the stage's command ends with
 - ``fail-volumes``  dockerd does not list its volumes
-- ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved)
+- ``die``         ``STAGE POINT``: where the worker kills itself, once (start, middle, end, saved);
+                  ``stop start``, ``stop end``: whoever stops the VM
 - ``no-start``  the VM cannot be started
 - ``local``      the folders that lie on the VM's own disk
 - ``containers``, ``health``  what the guest says of itself
@@ -134,10 +135,12 @@ class FakeDriver:
         return ""
 
     def stop(self, name: str, *, timeout: float = 60) -> None:
+        die_at(place(name), "stop", "start")
         if text(place(name) / "boot"):
             note(place(name), "stop")
             (place(name) / "boot").unlink()
             (place(name) / "local").unlink()
+        die_at(place(name), "stop", "end")
 
     def delete(self, name: str) -> None:
         import shutil

@@ -15,7 +15,9 @@ import pytest
 from conftest import World, git
 from timing import LIMIT, until
 
-from vmoat.fleet import admission, tickets, use
+from vmoat import locks
+from vmoat.errors import VmoatError
+from vmoat.fleet import admission, sleep, tickets, use
 from vmoat.state import VmLock, current_run
 
 
@@ -361,3 +363,134 @@ def test_two_that_fit_and_will_not_wait_both_start_at_once(fleet: Fleet) -> None
         assert [up.wait(LIMIT) for up in ups] == [0, 0]
         for folder in folders:
             fleet.run(folder, "down")
+
+
+# -- what goes wrong on the way --
+
+
+def test_a_vm_whose_room_file_is_damaged_takes_what_it_was_started_with(fleet: Fleet) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    for name, damage in (("wt-a", ""), ("wt-b", "nan")):
+        (fakes.paths.vm_dir(name) / admission.ROOM).write_text(damage)
+    assert "0 of the 2 GiB" in fleet.run(third, "up", "--no-wait", code=7)
+
+
+def test_a_vm_that_cannot_be_looked_at_keeps_its_room(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.run(fleet.worktree("a"), "up")
+
+    def broken(self: object, name: str) -> object:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fakes.FakeDriver, "status", broken)
+        with tickets.turn():
+            assert admission.taken(forget=True) == [admission.Taken("wt-a", 1.0, starts=False)]
+
+    def no_more(name: str) -> object:
+        raise VmoatError("there is no driver `old`")
+
+    monkeypatch.setattr(admission.drivers, "load", no_more)
+    assert not admission.lives("wt-a")
+
+
+def test_what_else_lies_in_the_queue_is_in_nobody_s_way(fleet: Fleet) -> None:
+    queue = tickets.folder() / "queue"
+    for name in ("00000001-wt-folder/x", "00000002", "²²²²²²²²-wt-x", "00000003-wt-.."):
+        (queue / name).parent.mkdir(parents=True, exist_ok=True)
+        (queue / name).write_bytes(b"\0damaged")
+    (queue / "00000004-wt-dead").write_bytes(b"\0damaged")  # its waiter was killed
+    fleet.run(fleet.worktree("a"), "up", "--no-wait")
+    assert tickets.waiting() == []
+    assert not (queue / "00000004-wt-dead").exists()
+
+
+def test_a_full_disk_is_told_and_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this host has no /dev/full")
+    with pytest.raises(VmoatError, match="No space left"):
+        tickets.Held(full, "1\n")
+    assert not locks.held(full)
+
+
+def test_a_room_file_is_never_empty_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill -9 between two system calls leaves a number."""
+    file = tmp_path / "room"
+    held = tickets.Held(file, "16\n")
+    seen: list[float] = []
+    cut = os.ftruncate
+
+    def look(fd: int, length: int) -> None:
+        seen.append(float(file.read_text()))
+        cut(fd, length)
+        seen.append(float(file.read_text()))
+
+    monkeypatch.setattr(os, "ftruncate", look)
+    for text in ("8\n", "0.5\n", "12\n"):
+        held.write(text)
+    held.free()
+    assert seen == [8, 8, 0.5, 0.5, 12, 12]
+
+
+def test_a_limit_that_is_changed_counts_for_those_that_wait(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allow(memory: int) -> None:
+        new = user.with_suffix(".new")
+        new.write_text(f"[fleet]\nmemory = {memory}\n")
+        new.replace(user)
+
+    user = fakes.paths.config_home() / "config.toml"
+    user.parent.mkdir(parents=True, exist_ok=True)
+    monkeypatch.delenv("VMOAT_FLEET_MEMORY")
+    allow(2)
+    a, small, large = (fleet.worktree(name) for name in ("a", "small", "large"))
+    fleet.run(a, "up")
+    monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
+    fleet.run(large, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-large"])
+    allow(3)
+    fleet.run(large, "wait")
+    assert fleet.runs() == {"wt-a", "wt-large"}
+    fleet.run(small, "up", "--detach")
+    until(lambda: tickets.waiting() == ["wt-small"])
+    allow(1)
+    until(lambda: tickets.waiting() == [])
+    assert "more than all VMs may have together (1 GiB)" in fleet.run(small, "wait", code=3)
+
+
+def test_where_a_stop_comes_to_nothing_the_next_idle_one_makes_room(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    for name, ago in (("wt-a", 300), ("wt-b", 600)):
+        os.utime(fakes.paths.vm_dir(name) / use.MARK, (time.time() - ago,) * 2)
+    (fakes.place("wt-b") / "die").write_text("stop start")
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    said = fleet.run(third, "up", "--no-wait")
+    assert said.index("wt-b is stopped") < said.index("wt-a is stopped")
+    assert fleet.runs() == {"wt-b", "wt-third"}
+
+
+def test_who_has_one_stopped_and_is_killed_leaves_the_room_to_the_next(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, dead, next_ = (fleet.worktree(name) for name in ("a", "b", "dead", "next"))
+    fleet.run(a, "up")
+    fleet.run(b, "up")
+    fleet.run(dead, "name")
+    os.utime(fakes.paths.vm_dir("wt-b") / use.MARK, (time.time() - 600,) * 2)
+    monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
+    fleet.run(dead, "up", "--detach")
+    until(lambda: (fakes.paths.vm_dir("wt-b") / sleep.FILE).exists())
+    _kill("wt-dead")
+    fleet.run(next_, "up")
+    assert {"wt-a", "wt-next"} <= fleet.runs() <= {"wt-a", "wt-next", "wt-dead"}

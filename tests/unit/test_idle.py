@@ -19,9 +19,10 @@ import pytest
 from conftest import World
 from timing import until
 
-from vmoat import netports, paths
+from vmoat import netports, paths, sshproxy
 from vmoat.companion import process
 from vmoat.companion.idleness import LOAD, Clock, guest_cpu
+from vmoat.errors import Code, VmoatError
 from vmoat.fleet import idle, sleep, stopping, use
 from vmoat.netports import Traffic
 from vmoat.state import VmLock
@@ -318,6 +319,57 @@ def test_a_command_is_not_told_of_a_stop_by_those_who_only_ask(tmp_path: Path) -
         for asker in askers:
             asker.join()
     assert told == []
+
+
+def test_a_vm_whose_stop_was_killed_sleeps_all_the_same(world: World) -> None:
+    world.vmoat("up")
+    long_ago(paths.vm_dir("wt-tree"))
+    (world.place / "die").write_text("stop end")
+    assert stopping.begin("wt-tree", 60).wait(30) == -signal.SIGKILL
+    assert not runs(world)
+    done = world.vmoat("exec", "echo", "there")
+    assert done.stdout == "there\n"
+    assert "starting it again" in done.stderr
+
+
+def test_a_stop_that_fails_is_no_sleep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*words: object) -> None:
+        raise VmoatError("QEMU does not end", code=Code.VM)
+
+    world.vmoat("up")
+    long_ago(paths.vm_dir("wt-tree"))
+    monkeypatch.setattr(stopping, "shut_down", fail)
+    with pytest.raises(VmoatError):
+        stopping.stop("wt-tree", 60)
+    assert sleep.of(paths.vm_dir("wt-tree")) is None
+
+
+def test_a_clock_that_was_set_back_keeps_no_vm_awake_until_it_has_caught_up(world: World) -> None:
+    world.vmoat("up")
+    folder = paths.vm_dir("wt-tree")
+    os.utime(folder / use.MARK, (time.time() + 86_400,) * 2)
+    assert not stopping.stop("wt-tree", 0.2), "nobody knows when it was used"
+    until(lambda: stopping.stop("wt-tree", 0.2))
+    assert not runs(world)
+
+
+def test_another_ssh_client_waits_for_a_stop_that_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told that the VM is stopped; it is never connected to one that goes down."""
+    world.vmoat("up")
+    ended: list[int] = []
+    client = threading.Thread(target=lambda: ended.append(sshproxy.main(["wt-tree"])))
+    connected: list[str] = []
+    monkeypatch.setattr(sshproxy.socket, "create_connection", lambda *_, **__: connected.append(""))
+    with use.unused(paths.vm_dir("wt-tree")) as mine:
+        assert mine
+        client.start()
+        client.join(0.3)  # were it not to wait, it would be connected by now
+        fakes.FakeDriver().stop("wt-tree")
+    client.join(30)
+    assert ended == [Code.VM]
+    assert connected == []
 
 
 def test_the_vm_of_a_removed_worktree_is_stopped_too(world: World) -> None:

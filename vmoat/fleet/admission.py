@@ -19,6 +19,7 @@ VM that runs and is to have more than it has
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import time
 from collections.abc import Sequence
@@ -27,10 +28,12 @@ from pathlib import Path
 
 from vmoat import drivers, instance, locks, paths, view
 from vmoat.config import amounts
-from vmoat.context import Context, host_size
+from vmoat.config.settings import user_file
+from vmoat.context import Context, host_size, load
 from vmoat.errors import Code, VmoatError
 from vmoat.fleet import idle, stopping, tickets
 from vmoat.fleet.tickets import Held, Ticket
+from vmoat.state import StageStore
 
 ROOM = "room"
 POLL, LONGEST = 0.5, 5.0
@@ -66,21 +69,28 @@ def taken(besides: str = "", *, forget: bool = False) -> list[Taken]:
             continue
         starts = locks.held(file)
         if starts or lives(name):
-            found.append(Taken(name, _read(file), starts))
+            found.append(Taken(name, _size(file), starts))
         elif forget:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
     return found
 
 
 def lives(name: str) -> bool:
-    """Whether a VM takes memory: also one that is paused, or broken with processes left."""
+    """Whether a VM takes memory: also one that is paused, or broken with processes left, or one
+    that cannot be looked at.
+    """
     owner = instance.read_owner(name)
     if owner is None:
         return False
     try:
-        status = drivers.load(owner.driver).status(name)
-    except VmoatError:  # of a driver that is no more
+        driver = drivers.load(owner.driver)
+    except VmoatError:  # it is no more
         return False
+    try:
+        status = driver.status(name)
+    except (VmoatError, OSError):
+        return True
     return status.state in ("running", "starting", "paused") or bool(status.pids)
 
 
@@ -96,14 +106,16 @@ class Room:
         self._ctx = ctx
         self._name = ctx.instance.name
         self._need = ctx.spec.memory_gib
-        self._limit = limit(ctx.settings.fleet_memory)
+        self._portion = ctx.settings.fleet_memory
+        self._limit = limit(self._portion)
+        self._config = _written(user_file())
         self._file = ctx.instance.folder / ROOM
         self._held: Held | None = None
         self._ticket: Ticket | None = None
         self._queue = Queue((), ())
         self._pause = POLL
         self._stopping: subprocess.Popen[bytes] | None = None
-        self._stop_again = 0.0
+        self._tried: dict[str, float] = {}
         self.grows = ""
         """Why a VM that runs must be ended before this; "" where it need not be."""
 
@@ -121,7 +133,7 @@ class Room:
 
     def _begin(self) -> None:
         with tickets.turn():
-            had = _read(self._file) if lives(self._name) else 0.0
+            had = _size(self._file) if lives(self._name) else 0.0
             if had >= self._need:
                 self._hold(had)  # until it is ended, if it is
             elif had:
@@ -188,10 +200,21 @@ class Room:
                     self._ctx.say(line)
             time.sleep(self._pause)
             looking = time.monotonic()
+            self._look_at_limit()
             with tickets.turn():
                 self._look()
             self._pause = min(LONGEST, max(POLL, SHARE_OF_TIME * (time.monotonic() - looking)))
         self._ctx.say(f"there is room, after {view.clock(time.monotonic() - began)}")
+
+    def _look_at_limit(self) -> None:
+        """What a person gives to the VMs, or takes, counts for those that wait as well."""
+        config, self._config = self._config, _written(user_file())
+        if config != self._config:
+            with contextlib.suppress(VmoatError):  # half written; it counts when it is whole
+                self._portion = load(self._ctx.worktree.path, claim=False).settings.fleet_memory
+        self._limit = limit(self._portion)
+        if self._need > self._limit:
+            raise self._too_large()
 
     def _evict(self) -> bool:
         """Have the VM stopped that was idle for longest, where such stops make room enough.
@@ -206,15 +229,14 @@ class Room:
                 return True
             self._stopping = None
             if code == 0:
-                self._stop_again = 0.0
                 return True  # what it took is looked at once more
-        if time.monotonic() < self._stop_again:
-            return False
-        name = longest_idle(self._queue.others, self._need - self._free(), time.time())
+        now = time.monotonic()
+        others = [one for one in self._queue.others if self._tried.get(one.name, 0) <= now]
+        name = longest_idle(others, self._need - self._free(), time.time())
         if not name:
             return False
         self._ctx.say(f"{name} is stopped: nobody uses it")
-        self._stop_again = time.monotonic() + EVICT_AFTER
+        self._tried[name] = now + EVICT_AFTER
         with contextlib.suppress(OSError):  # it was destroyed meanwhile
             self._stopping = stopping.begin(name, EVICT_AFTER, self._name)
         return True
@@ -311,9 +333,26 @@ def _state(one: Taken) -> str:
     return f"runs, {idle.words(idle.since(one.name))}"
 
 
-def _read(file: Path) -> float:
-    """The GiB in a room file; 0 where there is none."""
+def _size(file: Path) -> float:
+    """The GiB that a VM takes, by its room file; by what it was last started with, where that is
+    damaged (a full disk); 0 where neither tells.
+    """
     try:
-        return float(file.read_text())
+        size = float(file.read_text())
     except (OSError, ValueError):
-        return 0.0
+        size = math.nan
+    return size if 0 < size < math.inf else started_with(file.parent)
+
+
+def started_with(folder: Path) -> float:
+    """The GiB on record in a VM's state folder, from the last time that its start was finished."""
+    spec = StageStore(folder).values("vm").get("spec")
+    memory = spec.get("memory") if isinstance(spec, dict) else None
+    return float(memory) if isinstance(memory, (int, float)) else 0.0
+
+
+def _written(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -36,6 +36,8 @@ def stop(name: str, idle_for: float, room_for: str = "") -> bool:
     folder = paths.vm_dir(name)
     owner = instance.read_owner(name)
     lock = VmLock(folder)
+    if use.last(folder) > time.time():  # the clock was set back: its idle time begins anew
+        use.mark(folder)
     # Before its lock is ours: it is a use as well.
     if owner is None or not _is_idle(name, idle_for) or not lock.take():
         return False
@@ -44,16 +46,25 @@ def stop(name: str, idle_for: float, room_for: str = "") -> bool:
             if not mine or time.time() - use.last(folder) < idle_for:
                 return False
             ctx = _context(name, owner)
-            if ctx is None:
-                removal.halt(instance.Instance(name, owner.vm_id), owner)
-            elif ctx.status.state in ("absent", "stopped"):
+            if ctx is not None and ctx.status.state in ("absent", "stopped"):
                 return True
-            else:
-                shut_down(ctx, _warn)
+            # Before the stop: where this is killed after it, the VM sleeps all the same.
             sleep.begin(folder, room_for)
+            try:
+                _end(name, owner, ctx)
+            except BaseException:
+                sleep.end(folder)
+                raise
     finally:
         lock.free()
     return True
+
+
+def _end(name: str, owner: instance.Owner, ctx: Context | None) -> None:
+    if ctx is None:
+        removal.halt(instance.Instance(name, owner.vm_id), owner)
+    else:
+        shut_down(ctx, _warn)
 
 
 def _is_idle(name: str, idle_for: float) -> bool:

@@ -7,8 +7,10 @@ its file, and whoever looks next removes it.  No process stands beside the queue
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,15 +35,32 @@ class Held:
     """A small file that this process holds: others see its text, and whether we live."""
 
     def __init__(self, file: Path, text: str) -> None:
-        """Take it, in ``turn``.  Only those who ask ``held`` can be in the way, for a moment."""
+        """Take it, in ``turn``.  Only those who ask ``held`` can be in the way, for a moment.
+
+        Raises MISSING where it cannot be written: nothing is held then.
+        """
         self.file = file
-        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        self.write(text)
+        self._fd = -1
+        try:
+            self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise paths.unwritable(file.parent, error) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self.write(text)
+        except BaseException:
+            self.free()
+            raise
 
     def write(self, text: str) -> None:
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text.encode(), 0)
+        """Replace the text.  A kill -9 in between leaves one with a number, never an empty one."""
+        data = text.encode()
+        try:
+            if os.pwrite(self._fd, data, 0) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(self._fd, len(data))
+        except OSError as error:
+            raise paths.unwritable(self.file.parent, error) from error
 
     def mine(self) -> bool:
         """Whether this process still holds it."""
@@ -87,8 +106,13 @@ def living() -> list[Path]:
         if locks.held(file):
             found.append(file)
         else:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+                file.unlink(missing_ok=True)
     return found
+
+
+_TICKET = re.compile(r"[0-9]{8}-[a-z0-9-]+")
+"""A number, and the VM's name; nothing else in the folder is one."""
 
 
 def _queue() -> Path:
@@ -97,7 +121,7 @@ def _queue() -> Path:
 
 def _files() -> list[Path]:
     try:
-        names = sorted(name for name in os.listdir(_queue()) if name[:8].isdigit())
+        names = sorted(name for name in os.listdir(_queue()) if _TICKET.fullmatch(name))
     except OSError:
         return []
     return [_queue() / name for name in names]
