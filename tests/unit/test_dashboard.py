@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from conftest import World, git
 from timing import until
 
 from vmoat import netports, paths
-from vmoat.dashboard import record
+from vmoat.dashboard import tickets
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.gate import Gate, Verdict
@@ -92,15 +93,76 @@ def test_who_is_answered(
 
 
 def test_a_ticket_opens_the_page_once_and_for_a_minute(homes: Path) -> None:
-    word = record.ticket()
-    assert [record.redeem(word), record.redeem(word)] == [True, False]
-    late = record.ticket()
+    word = tickets.ticket()
+    assert [tickets.redeem(word), tickets.redeem(word)] == [True, False]
+    late = tickets.ticket()
     os.utime(paths.dashboard_dir() / late, (time.time() - 61,) * 2)
-    assert not record.redeem(late)
-    assert not record.redeem("../state/running.json")
-    record.ticket()
-    record.sweep()
+    assert not tickets.redeem(late)
+    assert not tickets.redeem("../state/running.json")
+    tickets.ticket()
+    tickets.sweep()
     assert list(paths.dashboard_dir().iterdir()) == []
+
+
+XDG = (["xdg-open"], {"DISPLAY": ":0"})
+
+
+def handed_over(url: str) -> tuple[Path, str]:
+    """The file that the browser is started with, and the ticket in it."""
+    assert url.startswith("file:///")
+    file = Path(url.removeprefix("file://"))
+    found = re.search(r"url=http://127.0.0.1:7000/\?token=(once-[\w-]+)\"", file.read_text())
+    assert found
+    return file, found[1]
+
+
+def test_the_browsers_file_is_its_users_alone_and_gone_once_used(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(homes))
+    file, word = handed_over(tickets.address(GATE.url_with, *XDG))
+    assert [oct(p.stat().st_mode & 0o777) for p in (file, file.parent)] == ["0o600", "0o700"]
+    assert tickets.redeem(word)
+    assert not file.parent.exists()
+    unused, _ = handed_over(tickets.address(GATE.url_with, *XDG))
+    tickets.sweep()
+    assert not unused.parent.exists()
+
+
+def test_a_browser_that_is_a_snap_finds_the_file(
+    homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown nothing hidden of the home, and another /tmp."""
+    (homes / "snap").write_text("#!/bin/sh\n")
+    (homes / "snap").chmod(0o755)
+    (homes / "home").mkdir()
+    monkeypatch.setenv("PATH", str(homes))
+    monkeypatch.setenv("HOME", str(homes / "home"))
+    file, word = handed_over(tickets.address(GATE.url_with, *XDG))
+    assert file.parent.parent == homes / "home"
+    assert not file.parent.name.startswith(".")
+    assert tickets.redeem(word)
+    assert list((homes / "home").iterdir()) == []
+    monkeypatch.setenv("HOME", "/proc/nowhere")  # no file can be made there
+    assert tickets.address(GATE.url_with, *XDG).startswith("http://127.0.0.1:7000/?token=once-")
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "platform", "sees"),
+    [
+        (["xdg-open"], {"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
+        (["open"], {}, "darwin", True),
+        (["firefox"], {"BROWSER": "firefox", "DISPLAY": ":0"}, "linux", True),
+        # these start a browser of another system
+        (["wslview"], {"WSL_DISTRO_NAME": "Debian", "DISPLAY": ":0"}, "linux", False),
+        (["browser.sh"], {"BROWSER": "browser.sh"}, "linux", False),
+        (["browser.sh"], {"DISPLAY": ":0", "VSCODE_IPC_HOOK_CLI": "/run/x"}, "linux", False),
+    ],
+)
+def test_which_browser_sees_our_files(
+    argv: list[str], env: dict[str, str], platform: str, sees: bool
+) -> None:
+    assert tickets.sees_files(argv, env, platform) is sees
 
 
 # what a request gets over a real socket
@@ -426,26 +488,34 @@ def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:
     assert again != url
 
 
-def test_the_browsers_arguments_hold_no_lasting_secret(
+def test_the_browsers_arguments_hold_no_secret(
     homes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, told = homes / "browser", homes / "told"
     script.write_text(f'#!/bin/sh\necho "$1" >{told}.new; mv {told}.new {told}\n')
     script.chmod(0o755)
     monkeypatch.setenv("BROWSER", str(script))
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setenv("HOME", str(homes))
+    monkeypatch.delenv("VSCODE_IPC_HOOK_CLI", raising=False)
     started = start_dashboard()
     assert started.stdout is not None
     url = started.stdout.readline().strip()
     until(told.exists)
     opened = told.read_text().strip()
-    assert url.partition("token=")[2] not in opened
-    port = int(opened.split(":")[2].partition("/")[0])
+    assert opened.startswith("file:///")
+    assert "once-" not in opened
+    file = Path(opened.removeprefix("file://"))
+    target = re.search(r"url=http://127.0.0.1:(\d+)([^\"]+)", file.read_text())
+    assert target
+    assert url.partition("token=")[2] not in file.read_text()
     answers = []
     for _ in range(2):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", opened.partition(str(port))[2])
+        connection = http.client.HTTPConnection("127.0.0.1", int(target[1]), timeout=10)
+        connection.request("GET", target[2])
         answers.append(connection.getresponse().status)
         connection.close()
+    assert not file.parent.exists()
     started.terminate()
     started.communicate(timeout=60)
     assert answers == [200, 403]

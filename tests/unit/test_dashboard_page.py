@@ -14,6 +14,7 @@ from chromium import Browser, Page, browser, needed
 from conftest import World
 from timing import until
 
+from vmoat.dashboard import tickets
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.hub import Hub
@@ -37,7 +38,7 @@ def served(world: World) -> Iterator[Dashboard]:
     actions = Actions(lambda where, words: world.argv("-C", str(where), *words))
     facts = Facts(actions, world.tree)
     hub = Hub(facts.look)
-    server = Dashboard(0, hub, actions, facts.open_log)
+    server = Dashboard(0, hub, actions, facts.open_log, tickets.redeem)
     thread = threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True)
     thread.start()
     hub.start()
@@ -146,6 +147,17 @@ def test_a_reload_and_a_second_tab_show_it_still(page: Page, served: Dashboard) 
         page.js(f"window.before = true; {way}")
         page.until("!window.before && !!document.querySelector('.link.live')")
     assert page.js("location.hash") == ""
+
+
+def test_the_file_that_vmoat_opens_leads_to_the_page(
+    page: Page, served: Dashboard, homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(homes))
+    url = tickets.address(served.gate.url_with, ["xdg-open"], {"DISPLAY": ":0"})
+    page.js("window.before = true")
+    page.open(url)
+    page.until("!window.before && !!document.querySelector('.link.live')")
+    assert not Path(url.removeprefix("file://")).exists()
 
 
 def test_the_tests_run_and_what_they_say_is_shown(world: World, page: Page) -> None:

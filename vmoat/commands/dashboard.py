@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from types import FrameType
 
 from vmoat.commands import start
 from vmoat.commands.ports import browser_argv, show
-from vmoat.dashboard import record
+from vmoat.dashboard import record, tickets
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.gate import Gate
@@ -51,7 +52,7 @@ def _second(args: argparse.Namespace, out: Output) -> int:
 
 
 def _serve(args: argparse.Namespace, out: Output) -> None:
-    record.sweep()
+    tickets.sweep()
     actions = Actions()
     facts = Facts(actions, start(args))
     hub = Hub(facts.look)
@@ -65,6 +66,7 @@ def _serve(args: argparse.Namespace, out: Output) -> None:
         finally:
             hub.stop()
             actions.end()
+            tickets.sweep()
 
 
 def _bind(port: int | None, hub: Hub, actions: Actions, facts: Facts) -> Dashboard:
@@ -72,7 +74,7 @@ def _bind(port: int | None, hub: Hub, actions: Actions, facts: Facts) -> Dashboa
     last = record.read()
     for wanted in [port] if port else [last.port if last else 0, 0]:
         try:
-            return Dashboard(wanted, hub, actions, facts.open_log, record.redeem)
+            return Dashboard(wanted, hub, actions, facts.open_log, tickets.redeem)
         except OSError as error:
             failure = error
     raise VmoatError(
@@ -86,9 +88,11 @@ def _tell(gate: Gate, pid: int, args: argparse.Namespace, out: Output) -> None:
         out.json({"schema": "vmoat.dashboard/1", "url": gate.url, "port": gate.port, "pid": pid})
     else:
         out.answer(gate.url)
-    wanted = not args.no_open and not args.json
-    if wanted and browser_argv(os.environ, sys.platform):  # else the URL above has to do
-        show(gate.url_with(record.ticket()), out)
+    if args.no_open or args.json:
+        return
+    argv = browser_argv(os.environ, sys.platform)
+    if argv and shutil.which(argv[0]):  # else the URL above has to do
+        show(tickets.address(gate.url_with, argv, os.environ), out)
 
 
 @contextlib.contextmanager

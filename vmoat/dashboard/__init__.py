@@ -1,7 +1,8 @@
 """`vmoat dashboard`: one page of this machine, for its user, with every worktree on it.
 
 - ``gate``      who is answered at all: pure functions of a request's head
-- ``record``    which dashboard of this user runs, and the tickets that let a browser in
+- ``record``    which dashboard of this user runs
+- ``tickets``   what lets a browser in that vmoat starts
 - ``timeline``  the stages of a VM, folded from its event logs
 - ``facts``     what the page knows of each worktree; only facts of the host
 - ``hub``       looks every second, keeps the history, wakes those who watch

@@ -12,8 +12,8 @@ can send requests to the loopback.  So a request needs all of:
   host, so a worktree's own server, opened as 127.0.0.1, is told ours.  What a page stores is shared
   by its own port alone (HTML standard, 12.2: storage is partitioned by origin).
 
-``server`` asks besides whose connection it is: the ticket in a browser's command line can be read
-by everybody on this machine.
+``server`` asks besides whose connection it is: a URL with the token or a ticket may be read by
+others, in a browser's command line or over a shoulder.  ``tickets`` keeps it out of the former.
 """
 
 from __future__ import annotations
