@@ -52,9 +52,9 @@ class Owner:
     mounts: tuple[Path, ...] = ()
     """The mount points that the git folder and the worktree are below, without ``/``: while one of
     them is not mounted, nothing is known of the worktree."""
-    repository: int = 0
-    """The inode of the repository's folder: one that was moved away, with another cloned in its
-    place, takes the VM along.  0 where it could not be told."""
+    repository: str = ""
+    """Which repository it is (``_identity``): one that was moved away, with another cloned in its
+    place, takes the VM along.  "" where it could not be told."""
 
     def holds_id(self) -> bool:
         """Whether the worktree still is there and still names this VM."""
@@ -71,10 +71,9 @@ class Owner:
             return False
         return self.git_dir.parent.is_dir() and not self.holds_id()
 
-
     def is_replaced(self) -> bool:
         """Whether another repository is where the VM's was."""
-        now = _inode(self.git_dir)
+        now = _identity(self.git_dir)
         return bool(now and self.repository) and now != self.repository
 
 
@@ -83,12 +82,23 @@ def common_of(git_dir: Path) -> Path:
     return git_dir.parent.parent if git_dir.parent.name == "worktrees" else git_dir
 
 
-def _inode(git_dir: Path) -> int:
-    # Without the device: its number changes as disks come and go.
+def _identity(git_dir: Path) -> str:
+    """What tells a repository from another that is made in its place; "" where there is none.
+
+    The inode of its folder, and when ``description`` was written: git lays that from its template
+    as it makes a repository, and never again (git-init(1)).  The inode alone is no proof: ext4 has
+    one that was freed for the next folder.  Without the device, whose number changes as disks come
+    and go.
+    """
+    common = common_of(git_dir)
     try:
-        return common_of(git_dir).stat().st_ino
+        inode = common.stat().st_ino
     except OSError:
-        return 0
+        return ""
+    try:
+        return f"{inode} {(common / 'description').stat().st_mtime_ns}"
+    except OSError:
+        return f"{inode} 0"
 
 
 def sanitise(folder_name: str) -> str:
@@ -123,6 +133,8 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     if owner is None or owner.vm_id != found[0]:
         return _known_aside(worktree, *found, follow=follow)
     if (owner.git_dir, owner.worktree) == (worktree.git_dir, worktree.path):
+        if follow and owner.is_replaced():  # it came back from a backup, with its id
+            _write_owner(found[1], _owner(found[0], worktree, owner.driver))
         return Instance(found[1], found[0])
     if owner.git_dir != worktree.git_dir and owner.holds_id():
         return None  # a copy of the whole repository brought the id file along
@@ -194,7 +206,7 @@ def _claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
 def _owner(vm_id: str, worktree: Worktree, driver: str) -> Owner:
     mounts = mounts_of(worktree.git_dir, worktree.path)
     return Owner(
-        vm_id, worktree.git_dir, worktree.path, driver, mounts, _inode(worktree.git_dir)
+        vm_id, worktree.git_dir, worktree.path, driver, mounts, _identity(worktree.git_dir)
     )  # fmt: skip
 
 
@@ -254,9 +266,9 @@ def read_owner(name: str) -> Owner | None:
         return None
     if len(rows) < 3:
         return None
-    vm_id, git_dir, worktree, driver, inode = (os.fsdecode(row) for row in [*rows, b"", b""][:5])
+    fields = [os.fsdecode(row) for row in [*rows, b"", b""][:5]]
+    vm_id, git_dir, worktree, driver, repository = fields
     mounts = tuple(Path(os.fsdecode(row)) for row in rows[5:] if row)
-    repository = int(inode) if inode.isdecimal() else 0
     return Owner(vm_id, Path(git_dir), Path(worktree), driver, mounts, repository)
 
 
@@ -325,7 +337,7 @@ def _end_work(name: str) -> None:
 
 def _write_owner(name: str, owner: Owner) -> None:
     rows: list[str | Path] = [owner.vm_id, owner.git_dir, owner.worktree, owner.driver]
-    rows += [str(owner.repository), *owner.mounts]
+    rows += [owner.repository, *owner.mounts]
     data = b"".join(os.fsencode(row) + b"\n" for row in rows)
     _write_atomically(paths.vm_dir(name) / "owner", data)
 

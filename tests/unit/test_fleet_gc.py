@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -508,6 +508,100 @@ def test_a_main_checkout_that_was_moved_away_has_the_grace_to_come_back(fleet: F
     fleet.world.vmoat("browser-args", cwd=old)
     assert {one.vm_id: one.worktree for one in rows.rows()}.pop(row.vm_id) == str(old)
     assert fleet.plan() == []
+
+
+def moved(repo: Path, old: Path) -> None:
+    os.rename(repo, old)
+
+
+def moved_and_back(repo: Path, old: Path) -> None:
+    os.rename(repo, old)
+    repository(repo, {})
+    shutil.rmtree(repo)
+    os.rename(old, repo)
+
+
+def cloned_anew(repo: Path, old: Path) -> None:
+    os.rename(repo, old)
+    repository(repo, {})
+
+
+def moved_to_another_disk(repo: Path, old: Path) -> None:
+    """Copied, and the first one removed: the next may get its inode."""
+    shutil.copytree(repo, old, symlinks=True)
+    shutil.rmtree(repo)
+    repository(repo, {})
+
+
+def made_anew(repo: Path, old: Path) -> None:
+    shutil.rmtree(repo / ".git")
+    git(repo, "init", "-q", "-b", "main")
+
+
+def copied(repo: Path, old: Path) -> None:
+    subprocess.run(["cp", "-a", str(repo), str(old)], check=True)
+
+
+def restored(repo: Path, old: Path) -> None:
+    """From a backup that has the id file; every inode is another."""
+    copied(repo, old)
+    shutil.rmtree(repo)
+    (repo.parent / "in the way").mkdir()
+    copied(old, repo)
+    shutil.rmtree(old)
+
+
+@pytest.mark.parametrize(
+    ("happens", "action"),
+    [
+        (moved, ""),
+        (moved_and_back, ""),
+        (copied, ""),
+        (restored, ""),
+        (cloned_anew, "keep"),
+        (moved_to_another_disk, "keep"),
+        (made_anew, "keep"),
+    ],
+)
+def test_what_becomes_of_a_main_checkout_s_vm(
+    fleet: Fleet, happens: Callable[[Path, Path], None], action: str
+) -> None:
+    """It may be somebody's: it is left, or kept for the grace, and never removed at once, though
+    it is known to have no volumes.
+    """
+    repo = fleet.world.repo
+    mine = fleet.vm(repo)
+    happens(repo, fleet.root / "old")
+    assert [item.action for item in fleet.plan()] == ([action] if action else [])
+    fleet.gc()
+    assert mine.folder.exists()
+    assert (paths.data_home() / "fake" / mine.name / "disk").exists()
+
+
+@pytest.mark.parametrize("happens", [cloned_anew, moved_to_another_disk])
+def test_a_linked_worktree_inside_goes_with_the_repository_and_has_the_grace(
+    fleet: Fleet, happens: Callable[[Path, Path], None]
+) -> None:
+    mine = fleet.vm(fleet.tree("repo/inside"))
+    happens(fleet.world.repo, fleet.root / "old")
+    (item,) = fleet.plan()
+    assert item.action == "keep"
+    git(fleet.root / "old", "worktree", "repair", str(fleet.root / "old" / "inside"))
+    found = json.loads(
+        fleet.world.vmoat("status", "--json", cwd=fleet.root / "old" / "inside").stdout
+    )
+    assert found["name"] == mine.name
+
+
+def test_a_worktree_that_is_removed_from_a_restored_repository_goes_at_once(fleet: Fleet) -> None:
+    folder = fleet.tree("gone")
+    mine = fleet.vm(folder)
+    restored(fleet.world.repo, fleet.root / "old")
+    fleet.world.vmoat("browser-args", cwd=folder)  # which meets its repository again
+    git(fleet.world.repo, "worktree", "remove", "--force", str(folder))
+    (item,) = fleet.plan()
+    assert (item.name, item.action) == (mine.name, "remove")
+    assert item.why == f"the worktree {folder} was removed"
 
 
 def test_a_colima_home_of_another_state_folder_is_left(fleet: Fleet) -> None:
