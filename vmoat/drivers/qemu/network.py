@@ -5,6 +5,7 @@ Facts: passt(1) of 2023-03 and 2025; what an installed one takes is read from it
 
 from __future__ import annotations
 
+import random
 import socket
 import sys
 from collections.abc import Sequence
@@ -60,9 +61,14 @@ def passt_options(program: str) -> str:
     return answer.out + answer.err
 
 
+PORTS = range(61000, 65536)
+"""Above what Linux gives to outgoing connections (ip(7), ``ip_local_port_range``): none of these
+takes the port between this look and passt's start.  In no order: VMs start side by side."""
+
+
 def free_port(wanted: int = 0) -> int:
     """A loopback port that nobody listens on: the wanted one if possible."""
-    for port in (wanted, 0) if wanted else (0,):
+    for port in (*([wanted] if wanted else []), *random.sample(PORTS, 20), 0):
         with socket.socket() as probe:
             # connections of the last start that linger do not count
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
