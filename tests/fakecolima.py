@@ -25,11 +25,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ports import free_port
 
 HERE = Path(__file__).resolve()
 LOG = HERE.parent / "golden" / "colima_start.log"
@@ -241,7 +242,7 @@ def stop(words: list[str]) -> int:
             file.unlink()
     else:
         os.kill(mine.pid("ha.pid"), signal.SIGINT)
-        for _ in range(500):
+        for _ in range(6000):
             if not mine.pid("ha.pid") and not mine.pid("qemu.pid"):
                 break
             time.sleep(0.01)
@@ -285,7 +286,7 @@ def role(name: str, pidfile: Path, folder: Path, port: str = "") -> None:
     if name == "hostagent":
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((folder / "qemu.pid").read_text()), signal.SIGINT)
-        for _ in range(200):
+        for _ in range(6000):
             if not (folder / "qemu.pid").exists():
                 break
             time.sleep(0.01)
@@ -352,12 +353,6 @@ def user() -> str:
     import pwd
 
     return pwd.getpwuid(os.getuid()).pw_name
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def main(words: list[str]) -> int:

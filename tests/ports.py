@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def _ports() -> Iterator[int]:
         except BlockingIOError:
             os.close(lock)
             continue
-        yield from range(first, first + BLOCK)
+        # In no order: who had the block before may not have come to listen on what it was given.
+        yield from random.sample(range(first, first + BLOCK), BLOCK)
 
 
 _mine = _ports()

@@ -166,7 +166,7 @@ class Browser:
             assert left > 0, "Chromium does not answer"
             if select.select([self._from], [], [], left)[0]:
                 chunk = os.read(self._from, 1 << 16)
-                assert chunk, f"Chromium ended: {self.process.wait(5)}"
+                assert chunk, f"Chromium ended: {self.process.wait(60)}"
                 self._held += chunk
         first, _, self._held = self._held.partition(b"\0")
         return dict(json.loads(first))
@@ -177,7 +177,7 @@ class Browser:
         os.close(self._to)
         os.close(self._from)
         try:
-            self.process.wait(10)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, 9)
             self.process.wait()

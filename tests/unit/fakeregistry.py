@@ -201,7 +201,7 @@ class Client:
 
     def dial(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(30)
+        sock.settimeout(60)
         sock.connect(str(self.place))
         return sock
 

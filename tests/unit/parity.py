@@ -33,7 +33,7 @@ CMD_UP="INSTANCE_NAME=$MY_OWN VERSION=local ./deploy.sh local"
 CMD_TEST="./show.sh"
 HEALTH_URL="http://localhost:30001/health"
 EXPOSE_PORTS=(30001
-  38003)   # the database
+  18003)   # the database
 """
 """The shapes that vmoat.conf files have in the wild."""
 

@@ -163,7 +163,7 @@ def _test_code(vmoat_: Bench) -> None:
      running=True)  # fmt: skip
 def _tunnel(vmoat_: Bench) -> None:
     rows = vmoat_("tunnel", "--json").out
-    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [30001, 38003]
+    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [30001, 18003]
     vmoat_("untunnel")
     vmoat_.world.set("containers", json.dumps([{"name": "db", "ports": [[35432, 5432]]}]))
     (vmoat_.tree / "vmoat.local.conf").write_text("EXPOSE_PORTS=()\n")
@@ -176,8 +176,8 @@ def _tunnel(vmoat_: Bench) -> None:
 
 @row(COMMANDS, "`vmoat tunnel PORT…`", "forwards these ports", running=True)
 def _tunnel_ports(vmoat_: Bench) -> None:
-    rows = vmoat_("tunnel", "--json", "37001", "37002").out
-    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [37001, 37002]
+    rows = vmoat_("tunnel", "--json", "17001", "17002").out
+    assert [tunnel["guest"] for tunnel in json.loads(rows)["tunnels"]] == [17001, 17002]
     vmoat_("untunnel")
 
 
@@ -221,7 +221,7 @@ def _untunnel(vmoat_: Bench) -> None:
     vmoat_("tunnel")
     vmoat_("untunnel", "30001")
     assert "30001" not in vmoat_("status").out
-    assert "38003" in vmoat_("status").out
+    assert "18003" in vmoat_("status").out
     vmoat_("untunnel")
     assert "no tunnel is open" in vmoat_("untunnel").err
 
@@ -288,12 +288,12 @@ def _ssh_down(vmoat_: Bench) -> None:
 def _down(vmoat_: Bench) -> None:
     vmoat_.conf("CMD_UP=true\nCMD_DOWN='mkdir -p out; touch out/stopped'\n")
     vmoat_("up")
-    vmoat_("tunnel", "37003")
+    vmoat_("tunnel", "17003")
     vmoat_("down")
     assert (vmoat_.tree / "out/stopped").exists()
     assert "state      stopped" in vmoat_("status").out
-    assert "localhost:37003" in vmoat_("status").out
-    assert "http://localhost:37003" in vmoat_("up").err
+    assert "localhost:17003" in vmoat_("status").out
+    assert "http://localhost:17003" in vmoat_("up").err
 
 
 @row(COMMANDS, "`vmoat down` without a VM", "no error")
@@ -399,7 +399,7 @@ def _colours(vmoat_: Bench) -> None:
      running=True)  # fmt: skip
 def _urls(vmoat_: Bench) -> None:
     said = vmoat_("tunnel")
-    assert said.out == "http://localhost:30001\nhttp://localhost:38003\n"
+    assert said.out == "http://localhost:30001\nhttp://localhost:18003\n"
     assert all(line.startswith("[vmoat] ") for line in said.err.splitlines())
     vmoat_("untunnel")
 

@@ -25,7 +25,7 @@ SHAPE_VALUES = {
     "PROVISION_SEED": [".env.keys", "config/local.yaml"],
     "CMD_UP": "INSTANCE_NAME=local VERSION=local ./deploy.sh local",
     "CMD_TEST": "./show.sh",
-    "EXPOSE_PORTS": [30001, 38003],
+    "EXPOSE_PORTS": [30001, 18003],
 }
 
 
@@ -162,9 +162,9 @@ def _health_keys(vmoat_: Bench) -> None:
      "The same, and `GUEST:HOST` in it")  # fmt: skip
 def _expose(vmoat_: Bench) -> None:
     assert defaults(vmoat_, "EXPOSE_PORTS") == []
-    for text in ('"30001 38003"', "(30001 38003)", "(\n30001 # a\n38003\n)"):
+    for text in ('"30001 18003"', "(30001 18003)", "(\n30001 # a\n18003\n)"):
         vmoat_.conf(f"EXPOSE_PORTS={text}\n")
-        assert vmoat_.setting("EXPOSE_PORTS") == [30001, 38003]
+        assert vmoat_.setting("EXPOSE_PORTS") == [30001, 18003]
     vmoat_.conf("EXPOSE_PORTS=(5432:15432)\n")
     assert vmoat_.setting("EXPOSE_PORTS") == ["5432:15432"]
 
@@ -219,7 +219,7 @@ def _apt(vmoat_: Bench) -> None:
         (tools / "calls").write_text("")
         stamp = lists.stat().st_ctime - age
         os.utime(lists, (stamp, stamp))
-        subprocess.run(["bash", "-c", script], env=env, check=True, timeout=20)
+        subprocess.run(["bash", "-c", script], env=env, check=True, timeout=60)
         lines = (tools / "calls").read_text().splitlines()
         assert len(lines) == len(calls)
         assert all(call in line for call, line in zip(calls, lines, strict=True))

@@ -229,12 +229,12 @@ def test_other_worktrees_by_path_and_branch(world: World) -> None:
 
 def test_tunnels(world: World) -> None:
     world.vmoat("up")
-    world.set("containers", json.dumps([{"name": "web", "ports": [[38217, 80]]}]))
+    world.set("containers", json.dumps([{"name": "web", "ports": [[18217, 80]]}]))
     url = world.vmoat("tunnel").stdout
-    assert url == "http://localhost:38217\n"
+    assert url == "http://localhost:18217\n"
     assert world.vmoat("tunnel").stdout == url
-    assert json.loads(world.vmoat("tunnel", "--json").stdout)["tunnels"][0]["guest"] == 38217
-    assert "38217" in world.vmoat("up").stderr
+    assert json.loads(world.vmoat("tunnel", "--json").stdout)["tunnels"][0]["guest"] == 18217
+    assert "18217" in world.vmoat("up").stderr
     for port in ("0", "70000", "x", "80:", "-1", "\uff18\uff10", "1_0"):
         world.vmoat("tunnel", "--", port, code=2)
     world.vmoat("untunnel")
@@ -244,23 +244,23 @@ def test_tunnels(world: World) -> None:
 def test_a_tunnel_that_was_asked_for_survives_down_and_up(world: World) -> None:
     """A debugger's port stays where it is; one that is taken meanwhile is named."""
     world.vmoat("up")
-    assert world.vmoat("tunnel", "9229:45229").stdout == "http://localhost:45229\n"
+    assert world.vmoat("tunnel", "9229:15229").stdout == "http://localhost:15229\n"
     world.vmoat("down")
     report = json.loads(world.vmoat("status", "--json").stdout)
-    assert report["waiting"] == [{"guest": 9229, "host": 45229}]
-    world.set("taken", "45229")
+    assert report["waiting"] == [{"guest": 9229, "host": 15229}]
+    world.set("taken", "15229")
     said = world.vmoat("up").stderr
-    assert "port 45229 of this machine is taken" in said
+    assert "port 15229 of this machine is taken" in said
     assert "9229" in world.vmoat("status").stdout
     (world.place / "taken").unlink()
     assert "taken" not in world.vmoat("up").stderr
-    assert "http://localhost:45229 → port 9229" in world.vmoat("status").stdout
+    assert "http://localhost:15229 → port 9229" in world.vmoat("status").stdout
     world.vmoat("untunnel", "80")
-    assert "45229" in world.vmoat("status").stdout
+    assert "15229" in world.vmoat("status").stdout
     world.vmoat("down")
     world.vmoat("untunnel", "9229")
     world.vmoat("up")
-    assert "45229" not in world.vmoat("status").stdout
+    assert "15229" not in world.vmoat("status").stdout
 
 
 def test_status_tells_what_each_part_weighs(world: World) -> None:
@@ -290,11 +290,11 @@ def test_the_ssh_block_asks_for_the_vm_by_its_name(world: World) -> None:
     words = proxy_argv("wt-tree")
     assert words[-2:] == ["vmoat.sshproxy", "wt-tree"]
     for name, says in (("no-such-vm", "there is no VM called"), ("../x", "there is no VM called")):
-        done = subprocess.run([*words[:-1], name], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([*words[:-1], name], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
         assert says in done.stderr
     world.vmoat("name")
-    done = subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=30)
+    done = subprocess.run(words, cwd="/", capture_output=True, text=True, timeout=60)
     assert done.returncode == 5
     assert f"the VM wt-tree is absent; `vmoat -C {world.tree} up` starts it" in done.stderr
 

@@ -57,14 +57,14 @@ def test_stages_are_those_of_the_worktree(here: World) -> None:
 def test_services_and_ports_are_asked_of_a_guest_that_is_connected(here: World) -> None:
     assert offered("services") == offered("ports") == {}
     here.vmoat("up")
-    listed = [{"name": "web", "ports": [[38080, 80]]}, {"name": "db", "state": "exited"}]
+    listed = [{"name": "web", "ports": [[18080, 80]]}, {"name": "db", "state": "exited"}]
     here.set("containers", json.dumps(listed))
     assert offered("services") == {"web": "running", "db": "exited"}
-    assert offered("ports") == {"38080": "web"}
+    assert offered("ports") == {"18080": "web"}
     (here.tree / "vmoat.local.toml").write_text('[tunnel]\nports = ["5432:15432"]\n')
     assert set(offered("ports")) == {"5432:15432", "5432"}
-    here.vmoat("tunnel", "38080:45080")
-    assert offered("forwards") == {"38080": "http://localhost:45080"}
+    here.vmoat("tunnel", "18080:15080")
+    assert offered("forwards") == {"18080": "http://localhost:15080"}
 
 
 def test_without_a_connection_the_last_up_tells_the_services(here: World) -> None:
@@ -130,7 +130,7 @@ def test_the_script_is_what_the_shell_takes(
     need(shell)
     (tmp_path / "script").write_text(text)
     check = [shell, "--no-execute" if shell == "fish" else "-n", str(tmp_path / "script")]
-    done = subprocess.run(check, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(check, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -164,7 +164,7 @@ class Terminal:
         os.waitpid(self.pid, 0)
         os.close(self.fd)
 
-    def type(self, keys: str, *wanted: str, limit: float = 40) -> str:
+    def type(self, keys: str, *wanted: str, limit: float = 60) -> str:
         """Press keys; the screen once all that is wanted is on it."""
         os.write(self.fd, keys.encode())
         end = time.monotonic() + limit
@@ -198,7 +198,7 @@ LINES = {
     "vmoat up hea": "vmoat up health",
     "vmoat logs --stage ge": "vmoat logs --stage gen",
     "vmoat logs web-": "vmoat logs web-front",
-    "vmoat tunnel 380": "vmoat tunnel 38080",
+    "vmoat tunnel 180": "vmoat tunnel 18080",
     "vmoat -w wo": "vmoat -w work",
     "vmoat config health.t": "vmoat config health.timeout",
     "vmoat destroy wt-": "vmoat destroy wt-tree",
@@ -211,7 +211,7 @@ LINES = {
 def prepared(world: World) -> dict[str, str]:
     """A stack that is up, and the environment in which `vmoat` is this one."""
     world.vmoat("up")
-    listed = [{"name": "web-front", "ports": [[38080, 80]]}]
+    listed = [{"name": "web-front", "ports": [[18080, 80]]}]
     world.set("containers", json.dumps(listed))
     shim = world.root / "bin/vmoat"
     shim.parent.mkdir()

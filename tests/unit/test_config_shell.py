@@ -58,7 +58,7 @@ MY_NAME=local
 CMD_UP="INSTANCE_NAME=$MY_NAME VERSION=${MY_NAME} ./deploy.sh local"
 CMD_TEST=make\\ test
 EXPOSE_PORTS=(30001
-  38003 # the database
+  18003 # the database
   "5432:15432")
 HEALTH_URL=localhost:30001/health
 VM_TYPE=""
@@ -77,7 +77,7 @@ def test_the_shapes_of_the_shell_tool(tree: Path) -> None:
     assert got.up_command == "INSTANCE_NAME=local VERSION=local ./deploy.sh local"
     assert got.test_command == "make test"
     assert got.down_command == "echo local"
-    assert got.tunnel_ports == (Port(30001), Port(38003), Port(5432, 15432))
+    assert got.tunnel_ports == (Port(30001), Port(18003), Port(5432, 15432))
     assert (got.health_url, got.vm_type, got.form) == ("localhost:30001/health", "", "shell")
     assert str(got.origins["vm.cpu"]) == "vmoat.local.conf:1"
     assert str(got.origins["tunnel.ports"]) == "vmoat.conf:10"

@@ -120,6 +120,7 @@ def test_a_log_that_ended_with_the_vm_is_followed_again(
     world: World, page: Page, served: Dashboard
 ) -> None:
     world.vmoat("up")
+    page.until(f"document.querySelector('{CARD} [data-status]')?.innerText === 'healthy'")
     opened: list[str] = []
     before = served.open_log
 

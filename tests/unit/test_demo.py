@@ -42,7 +42,7 @@ def playground(home: Path) -> ground.Playground:
 
 def git(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True, timeout=30
+        ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True, timeout=60
     )
     return done.stdout
 
@@ -83,11 +83,11 @@ def test_its_scripts_do_what_the_demo_promises(playground: ground.Playground) ->
     shutil.copy(playground.main / ".env", tree)
     (tree / "build").mkdir()
     ground.edit(playground)
-    subprocess.run(["sh", "make-page.sh"], cwd=tree, check=True, timeout=20)
+    subprocess.run(["sh", "make-page.sh"], cwd=tree, check=True, timeout=60)
     page = (tree / "build" / "index.html").read_text()
     assert ground.NEW in page
     assert "<h1>Greetings from the main checkout</h1>" in page
-    subprocess.run(["sh", "-n", "check.sh"], cwd=tree, check=True, timeout=20)
+    subprocess.run(["sh", "-n", "check.sh"], cwd=tree, check=True, timeout=60)
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import World
+from timing import until
 
 from vmoat import dockercontext
 from vmoat.commands.environment import assignment
@@ -178,12 +179,12 @@ def test_twins_are_one_and_a_range_is_many_and_udp_is_apart() -> None:
 
 def test_udp_is_left_out_with_a_line(world: World) -> None:
     world.vmoat("up")
-    rows = [{"name": "dns", "ports": [[38218, 80]], "udp": [38253]}]
+    rows = [{"name": "dns", "ports": [[18218, 80]], "udp": [18253]}]
     world.set("containers", json.dumps(rows))
     done = world.vmoat("tunnel")
-    assert done.stdout == "http://localhost:38218\n"
-    assert "38253/udp of dns is left out" in done.stderr
-    assert "http://localhost:38218 → dns 38218" in done.stderr
+    assert done.stdout == "http://localhost:18218\n"
+    assert "18253/udp of dns is left out" in done.stderr
+    assert "http://localhost:18218 → dns 18218" in done.stderr
 
 
 @pytest.fixture
@@ -221,17 +222,14 @@ def test_open_shows_the_page_in_the_browser(
     browser.write_text(f'#!/bin/sh\necho "$1" >{seen}.new; mv {seen}.new {seen}\n')
     browser.chmod(0o755)
     world.vmoat("up")
-    world.set("containers", json.dumps([{"name": "web", "ports": [[38219, 80]]}]))
+    world.set("containers", json.dumps([{"name": "web", "ports": [[18219, 80]]}]))
     monkeypatch.setenv("BROWSER", str(browser))
-    assert world.vmoat("tunnel", "--open").stdout == "http://localhost:38219\n"
-    for _ in range(100):
-        if seen.exists():
-            break
-        threading.Event().wait(0.1)
-    assert seen.read_text() == "http://localhost:38219/\n"
+    assert world.vmoat("tunnel", "--open").stdout == "http://localhost:18219\n"
+    until(seen.exists)
+    assert seen.read_text() == "http://localhost:18219/\n"
     monkeypatch.setenv("BROWSER", "/no/such/browser")
     done = world.vmoat("tunnel", "--open")
-    assert "open http://localhost:38219/ yourself" in done.stderr
+    assert "open http://localhost:18219/ yourself" in done.stderr
 
 
 def test_what_opens_a_page_by_platform() -> None:

@@ -251,7 +251,7 @@ def test_a_dry_run_names_what_gc_then_removes_and_nothing_else(fleet: Fleet) -> 
     }  # fmt: skip
     assert next(row for row in rows.rows() if row.name == runs.name).state == "stopped"
     assert next(row for row in rows.rows() if row.name == "wt-repo").state == "running"
-    assert None not in (master.wait(10), companion.wait(10))
+    assert None not in (master.wait(60), companion.wait(60))
     gone = before - everything(*tops, world.repo, bare, unnamed, sockets, foreign)
     removed = [paths.vm_dir(name) for kind, name in expected if kind == "vm"]
     removed += [Path(name) for kind, name in expected if name.startswith("/")]

@@ -152,8 +152,8 @@ def test_one_port_of_the_guest_on_two_of_the_host(world: World) -> None:
     ctx.driver.create(ctx.spec, print)
     ctx.driver.start(ctx.spec, print)
     guest = ctx.guest
-    guest.forward(8080, 45001)
-    guest.forward(8080, 45002)
-    assert [t.host for t in tunnels.ensure(ctx, [(8080, 45002)])] == [45002]
-    assert [t.host for t in tunnels.ensure(ctx, [(8080, 0)])] == [45001]
-    assert sorted(guest.forwards()) == [45001, 45002]
+    guest.forward(8080, 15001)
+    guest.forward(8080, 15002)
+    assert [t.host for t in tunnels.ensure(ctx, [(8080, 15002)])] == [15002]
+    assert [t.host for t in tunnels.ensure(ctx, [(8080, 0)])] == [15001]
+    assert sorted(guest.forwards()) == [15001, 15002]

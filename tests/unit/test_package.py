@@ -67,7 +67,7 @@ def test_modules_are_of_a_size_to_read() -> None:
 @pytest.mark.parametrize("command", ["name", "version", "help"])
 def test_quick_commands_load_nothing_heavy(command: str, tmp_path: Path) -> None:
     repository = tmp_path / "tree"
-    subprocess.run(["git", "init", "-q", str(repository)], check=True, timeout=20)
+    subprocess.run(["git", "init", "-q", str(repository)], check=True, timeout=60)
     code = (
         "import sys\nfrom vmoat.cli import main\n"
         f"code = main(['-C', {str(repository)!r}, {command!r}])\n"
@@ -179,7 +179,7 @@ def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> N
     python("-m", "pip", "--python", str(inner / "python"), "install", "-q", "--no-deps",
            "--no-index", "--disable-pip-version-check", str(wheel))  # fmt: skip
     done = subprocess.run(
-        [str(inner / "vmoat"), "version"], check=True, capture_output=True, text=True, timeout=30
+        [str(inner / "vmoat"), "version"], check=True, capture_output=True, text=True, timeout=60
     )
     assert done.stdout == f"vmoat {vmoat.__version__}\n"
     code = (

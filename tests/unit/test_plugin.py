@@ -65,7 +65,7 @@ def test_programs_are_executable_and_whole() -> None:
     programs = [PLUGIN / "bin/vmoat", PLUGIN / "scripts/hook.sh"]
     for program in programs:
         assert os.access(program, os.X_OK), program
-        subprocess.run(["sh", "-n", program], check=True, timeout=20)
+        subprocess.run(["sh", "-n", program], check=True, timeout=60)
     staged = subprocess.run(
         ["git", "ls-files", "-s", *programs], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()

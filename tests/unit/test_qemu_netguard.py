@@ -173,8 +173,8 @@ def test_both_directions_and_the_introduction(wires: Wires) -> None:
 
     for work in (found.outward, found.inward):
         threading.Thread(target=pump, args=(work,), daemon=True).start()
-    passt.settimeout(5)
-    qemu.settimeout(5)
+    passt.settimeout(60)
+    qemu.settimeout(60)
     assert passt.recv(200) == netguard.introduction()
     qemu.sendall(wire(ip4("127.0.0.1", tcp())) + wire(ip4("8.8.8.8", tcp())))
     assert passt.recv(200) == wire(ip4("8.8.8.8", tcp()))
@@ -227,7 +227,7 @@ def test_a_resolver_on_loopback_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(netguard.Names, "resolve", staticmethod(resolve))
     netguard.Names().ask(question(ASK), ASK, lambda frame: (answers.append(frame), done.set()))  # type: ignore[arg-type, func-returns-value]
-    assert done.wait(5)
+    assert done.wait(60)
     assert asked == [(socket.AF_INET, "127.0.0.53"), (socket.AF_INET6, "::1")]
     assert answers[0].endswith(b"answer")
 

@@ -60,7 +60,7 @@ def test_made_sections_are_fresh(name: str) -> None:
 def test_the_lines_are_one_line_of_shell(name: str) -> None:
     command = line(README.read_text(), name)
     assert "\n" not in command
-    subprocess.run(["sh", "-n", "-c", command], check=True, timeout=20)
+    subprocess.run(["sh", "-n", "-c", command], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", ["demo", "test"])
