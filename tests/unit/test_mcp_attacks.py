@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,24 @@ def test_output_that_is_no_text(world: World) -> None:
 
     anyio.run(play)
     subprocess.run(["kill", (world.tree / "sleeper").read_text().strip()], check=True)
+
+
+BREAKS = """\
+import sys
+from vmoat.errors import VmoatError
+from vmoat.output import Output
+print("test 1: ok\\ntest 2:")
+Output().error(VmoatError("the connection broke", hint="`vmoat status`", code=125))
+sys.exit(125)
+"""
+
+
+def test_how_far_a_command_came_when_the_connection_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "own_argv", lambda *words: [sys.executable, "-c", BREAKS])
+    found = refusal("test", {})
+    assert (found["message"], found["exit_code"]) == ("the connection broke", 125)
+    assert found["details"] == ["test 1: ok", "test 2:"]
+    assert found["next"] == ["vmoat status"]
 
 
 # --- cancelling

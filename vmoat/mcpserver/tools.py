@@ -257,11 +257,14 @@ class Seen:
 async def _command(
     vmoat: Invocation, words: Sequence[str], limit: float | None, lines: int
 ) -> Command:
-    """A command in the VM; raises CommandError where vmoat failed before it ran."""
+    """A command in the VM; raises CommandError where vmoat failed before it ran or under it."""
     tell = vmoat.progress.output
     ended = await vmoat.run(*words, on_out=tell, on_err=tell, limit=limit)
     if ended.error():
-        raise calls.failure(ended)
+        error = calls.failure(ended)
+        # The connection may have broken in the middle: how far it came is worth reading.
+        error.details += (*ended.out.text().splitlines(), *ended.err.text().splitlines())
+        raise error
     stdout, out_dropped = bounds.end(ended.out.text(), lines)
     stderr, err_dropped = bounds.end(ended.err.text(), lines)
     return Command(
