@@ -202,17 +202,19 @@ def test_the_container_that_is_to_blame() -> None:
 
 
 def test_detach_is_quick_and_both_pipes_end(world: World) -> None:
-    """The work goes on; nothing of it holds the caller's pipes."""
+    """The work goes on; nothing of it holds the caller's pipes.  A second, or six times as long as
+    the shortest command takes where the machine is busy.
+    """
     world.context()
     world.hold()
-    world.vmoat("version")  # compiled
+    limit = max(1.0, 6 * quickest(lambda: world.vmoat("version"), 0.1))
 
     def detach() -> None:
         done = world.vmoat("up", "--detach")  # reads both pipes to their end
         assert done.stdout == ""
         assert "vmoat wait" in done.stderr
 
-    assert quickest(detach, 1) < 1
+    assert quickest(detach, limit) < limit
     assert world.vmoat("wait", "--timeout", "0", code=6)
     world.vmoat("down")
 

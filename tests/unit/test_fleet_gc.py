@@ -15,7 +15,7 @@ from typing import Any
 import fakes
 import pytest
 from conftest import World, git, repository
-from timing import quickest, until
+from timing import until
 
 from vmoat import dockercontext, instance, paths, worktree
 from vmoat.drivers.qemu import image
@@ -334,17 +334,22 @@ def test_a_broken_vm_is_stopped_before_it_is_kept(
     assert [row.state for row in rows.rows() if row.name == mine.name] == ["stopped"]
 
 
-def test_a_gc_beside_work_on_the_vm_leaves_it_and_does_not_wait(fleet: Fleet) -> None:
+def test_a_gc_beside_work_on_the_vm_leaves_it_and_does_not_wait(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = fleet.removed("busy")
     lock = VmLock(mine.folder)
     assert lock.take()
-    items: list[gc.Item] = []
+    take, waits = VmLock.take, []
 
-    def collect() -> None:
-        items[:] = gc.carry_out(gc.plan(rows.rows(), grace=1, current="", now=time.time()))
+    def noted(self: VmLock, *, wait: float = 0) -> bool:
+        waits.append(wait)
+        return take(self, wait=wait)
 
-    assert quickest(collect, 1) < 1
-    (item,) = items
+    with monkeypatch.context() as patch:
+        patch.setattr(VmLock, "take", noted)
+        (item,) = gc.carry_out(gc.plan(rows.rows(), grace=1, current="", now=time.time()))
+    assert waits == [0]
     assert (item.done, item.failed) == (False, False)
     assert item.note == f"process {os.getpid()} works on it"
     lock.free()
