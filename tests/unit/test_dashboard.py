@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import World, git
@@ -26,7 +28,7 @@ from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.gate import Gate, Verdict
 from vmoat.dashboard.hub import Hub
-from vmoat.dashboard.logs import Followed
+from vmoat.dashboard.logs import Awaited, Followed, Output, Source
 from vmoat.dashboard.server import Dashboard
 from vmoat.dashboard.timeline import Timeline
 from vmoat.state import RunLog, VmLock
@@ -445,6 +447,21 @@ def test_a_followed_program_ends_when_nobody_looks_any_more(tmp_path: Path) -> N
     until(lambda: not Path(f"/proc/{pid}").exists())
 
 
+def test_a_log_that_is_asked_for_before_the_first_look_is_shown_after_it() -> None:
+    found: list[Source] = []
+    source = Awaited(lambda: found[0] if found else None)
+    assert source.new() == []
+    actions = Actions(lambda where, words: ["echo", "hello"])
+    actions.start("k", "/", "test")
+    found.append(Output(lambda: actions.get("k", "test")))
+    lines: list[str] = []
+    deadline = time.monotonic() + 20
+    while not lines and time.monotonic() < deadline:
+        lines += [line["text"] for line in source.new()]
+        time.sleep(0.01)
+    assert lines == ["hello"]
+
+
 # the whole, on the fake machine
 
 
@@ -465,6 +482,72 @@ def start_dashboard(*words: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "vmoat", "-C", "/", "dashboard", *words],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def processes_of(session: int) -> list[int]:
+    """Those of a program that leads a session, and of its children that lead theirs."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(folder.name)] = int(fields[1])
+    found = [session]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return [pid for pid in found if pid in parents]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_nothing_that_a_page_follows_outlives_the_dashboard(
+    world: World, how: signal.Signals
+) -> None:
+    world.vmoat("up")
+    console = paths.vm_dir("wt-tree") / "console.log"
+    console.write_text("it boots\n")
+    started = start_dashboard("--no-open")
+    assert started.stdout is not None
+    url = urlsplit(started.stdout.readline().strip())
+    pages = [http.client.HTTPConnection(url.netloc, timeout=60) for _ in range(2)]
+    answers: list[http.client.HTTPResponse] = []  # one that is dropped closes its stream
+    try:
+        headers, secret = entered(pages[0], url.query)
+        for page in pages:
+            page.request("GET", f"/events?page={secret}&key=wt-tree&log=console", headers=headers)
+            answers.append(page.getresponse())
+            while b"it boots" not in answers[-1].readline():
+                pass
+        family = processes_of(started.pid)
+        assert len(family) >= 5  # two times `vmoat logs` and tail
+        started.send_signal(how)
+        started.communicate(timeout=20)
+        deadline = time.monotonic() + 20
+        while (left := alive(family)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert left == []
+    finally:
+        started.kill()
+        for page in pages:
+            page.close()
+
+
+def alive(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            found += [pid] if state != "Z" else []
+    return found
+
+
+def entered(link: http.client.HTTPConnection, query: str) -> tuple[dict[str, str], str]:
+    """The headers of a page that was opened with the token, and its secret."""
+    link.request("GET", f"/?{query}")
+    answer = link.getresponse()
+    cookie = str(answer.getheader("Set-Cookie")).partition(";")[0]
+    secret = re.search(r"url=/#([\w-]+)", answer.read().decode())
+    assert secret
+    return {"Cookie": cookie}, secret[1]
 
 
 def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:

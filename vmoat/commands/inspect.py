@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -233,9 +234,20 @@ def logs(args: argparse.Namespace, out: Output) -> int:
         return int(Code.OK)
     if args.console:
         return _console(ctx, args, out)
+    if args.follow:
+        _end_with_the_reader()
     if args.stage:
         return _stage_log(ctx, args, out)
     return ctx.guest.exec([_stack_line(ctx, args)])
+
+
+def _end_with_the_reader() -> None:
+    """As `kill` would: what runs in the VM is ended too.  Else it followed a quiet log for ever."""
+    import signal
+
+    from vmoat import reader
+
+    reader.when_gone(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _console(ctx: Context, args: argparse.Namespace, out: Output) -> int:
@@ -247,13 +259,14 @@ def _console(ctx: Context, args: argparse.Namespace, out: Output) -> int:
             "this VM has no console log yet", hint="`vmoat up` starts it", code=Code.VM
         )
     if args.follow:
-        from vmoat import proc
+        from vmoat import proc, reader
 
         lines = str(10 if args.tail is None else args.tail)
         follower = proc.spawn(
             ["tail", "-n", lines, "-F", file], stdout=out.stdout.buffer, detach=False,
             stderr=sys.stderr.buffer,
         )  # fmt: skip
+        reader.when_gone(1, follower.terminate)
         return follower.wait()
     rows = file.read_text(errors="replace").splitlines()
     for line in rows[-args.tail or len(rows) :] if args.tail is not None else rows:

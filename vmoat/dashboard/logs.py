@@ -37,6 +37,22 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+class Awaited:
+    """A source that is opened once there is such a thing: a page may ask before the first look."""
+
+    def __init__(self, find: Callable[[], Source | None]) -> None:
+        self._find = find
+        self._found: Source | None = None
+
+    def new(self) -> list[Line]:
+        self._found = self._found or self._find()
+        return self._found.new() if self._found else []
+
+    def close(self) -> None:
+        if self._found:
+            self._found.close()
+
+
 class Stages:
     """The event log, as the timeline has read it."""
 

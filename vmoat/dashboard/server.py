@@ -20,7 +20,7 @@ from vmoat import __version__, netports
 from vmoat.dashboard.actions import VERBS, Actions
 from vmoat.dashboard.gate import Gate, Verdict
 from vmoat.dashboard.hub import Hub
-from vmoat.dashboard.logs import Source
+from vmoat.dashboard.logs import Awaited, Source
 
 HEADERS = {
     # No inline script or style, nothing from elsewhere, in nobody's frame.  lit-html fills
@@ -213,25 +213,22 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         # A page that has gone, at any line, is no error.
         with contextlib.suppress(OSError), self.server.hub.watching():
-            source = self.server.open_log(query.get("key", ""), query.get("log", ""))
-            try:
+            key, log = query.get("key", ""), query.get("log", "")
+            with contextlib.closing(Awaited(lambda: self.server.open_log(key, log))) as source:
                 for chunk in self._messages(source):
                     self.wfile.write(chunk)
-            finally:
-                if source is not None:
-                    source.close()
 
-    def _messages(self, source: Source | None) -> Iterator[bytes]:
+    def _messages(self, source: Source) -> Iterator[bytes]:
         hub = self.server.hub
         # At once, even where the log is empty: the page clears what another one's lines left.
-        yield message("lines", {"fresh": True, "lines": source.new() if source else []})
+        yield message("lines", {"fresh": True, "lines": source.new()})
         yield message("history", hub.past())
         sent, last = 0, time.monotonic()  # 0: nothing was looked at yet
         while not hub.over:
             if hub.version != sent:
                 sent, last = hub.version, time.monotonic()
                 yield message("fleet", self._fleet())
-            if source is not None and (lines := source.new()):
+            if lines := source.new():
                 yield message("lines", {"fresh": False, "lines": lines})
             if time.monotonic() - last > KEEP_ALIVE:
                 last = time.monotonic()
