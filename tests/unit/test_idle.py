@@ -164,11 +164,10 @@ def stays_up(world: World, seconds: float = 2.5 * SECONDS) -> None:
 def test_an_idle_vm_is_stopped_and_the_next_command_starts_it(brief: World) -> None:
     brief.vmoat("up")
     folder = paths.vm_dir("wt-tree")
-    until(lambda: sleep.of(folder))
+    until(lambda: sleep.of(folder) and not runs(brief))
     asleep = sleep.of(folder)
     assert asleep is not None
     assert asleep.at - use.last(folder) >= SECONDS
-    assert not runs(brief)
     assert "stop" in brief.ran()
     assert "for being idle" in brief.vmoat("plan").stdout
     assert "for being idle; the next command starts it" in brief.vmoat("status").stderr
@@ -185,7 +184,7 @@ def test_an_idle_vm_is_stopped_and_the_next_command_starts_it(brief: World) -> N
 
 def test_what_a_person_stopped_stays_stopped(brief: World) -> None:
     brief.vmoat("up")
-    until(lambda: sleep.of(paths.vm_dir("wt-tree")))
+    until(lambda: sleep.of(paths.vm_dir("wt-tree")) and not runs(brief))
     assert "not running" in brief.vmoat("down").stderr
     assert "`vmoat up` starts it" in brief.vmoat("exec", "true", code=125).stderr
 
