@@ -162,8 +162,12 @@ def test_how_far_a_command_came_when_the_connection_broke(monkeypatch: pytest.Mo
 # --- cancelling
 
 
-DOCKER = f"#!/bin/bash\n{WAITS}\n"
-"""`docker logs` that never ends."""
+DOCKER = """\
+#!/bin/bash
+echo $PPID >pid
+while kill -0 $PPID 2>/dev/null; do sleep 0.1; done
+"""
+"""`docker logs` that ends with who asked, and not before."""
 
 
 @pytest.mark.parametrize("tool", ["test", "logs"])
