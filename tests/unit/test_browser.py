@@ -22,8 +22,8 @@ from timing import until
 
 from vmoat import hostfacts, tunnels
 from vmoat.browser import argv, find, profiles, proxy, target
-from vmoat.browser.evidence import MOST, Evidence
-from vmoat.browser.shot import told
+from vmoat.browser.evidence import MOST, UNFINISHED, Evidence
+from vmoat.browser.shot import is_loopback, told
 from vmoat.context import load
 from vmoat.errors import Code, VmoatError
 from vmoat.forwards import SOCKS
@@ -604,18 +604,85 @@ def test_a_report_has_a_bound() -> None:
     assert len(found.errors[0]["text"]) == 2000
 
 
-def test_a_report_is_told_without_what_would_move_the_cursor() -> None:
-    from vmoat.output import printable
+def test_requests_end_where_a_worker_or_a_frame_takes_them_over() -> None:
+    """Its script begins in the page's session and ends in the worker's own."""
+    clock = Clock()
+    found = gathered(began("W", kind="Script"), clock=clock)
+    found.take("Network.loadingFinished", {"requestId": "W"}, "the worker")
+    clock.now += 3
+    assert found.quiet_for() == 3
 
-    report = {
-        "url": "http://localhost/", "final_url": "", "title": "a\x1b[2Jb", "status": None,
-        "seconds": 1.2, "loaded": False, "omitted": 0,
-        "errors": [{"kind": "console", "text": "one\ntwo", "url": "", "line": 0}],
-        "failed_requests": [{"method": "GET", "url": "u", "status": 404, "error": ""}],
+
+def test_what_a_page_still_waits_for_is_why_it_was_not_loaded() -> None:
+    found = gathered(began("1"), began("2", "http://localhost/live", "EventSource"))
+    found.give_up()
+    (row,) = found.failed_requests
+    assert (row["url"], row["status"], row["error"]) == ("http://localhost/x", None, UNFINISHED)
+
+
+def test_a_page_whose_process_ended_is_told() -> None:
+    found = gathered(("Inspector.targetCrashed", {}))
+    assert (found.crashed, [row["kind"] for row in found.errors]) == (True, ["crash"])
+
+
+def test_a_download_takes_the_place_of_a_load() -> None:
+    found = gathered(("Page.downloadWillBegin", {"frameId": "an advertisement"}))
+    assert not found.loaded
+    found.take("Page.downloadWillBegin", {"frameId": "F"}, "S")
+    assert found.loaded
+
+
+@pytest.mark.parametrize(
+    ("wrote", "plain"),
+    [
+        ("a\x1b[31mred\x1b[0m", "ared"),
+        ("\r[vmoat] all is well", "[vmoat] all is well"),
+        ("one\rtwo\n\n three", "one\ntwo\n\n three"),
+        ("\n\n  late", "late"),
+        ("up\x9b2J \u202eback \ud800", "up·2J ·back ·"),
+    ],
+)
+def test_what_a_page_writes_moves_no_cursor(wrote: str, plain: str) -> None:
+    event = "Runtime.consoleAPICalled", {"type": "error", "args": [{"value": wrote}]}
+    (row,) = gathered(event).errors
+    assert row["text"] == plain
+
+
+def test_which_addresses_are_the_vm_itself() -> None:
+    """Of these alone a certificate that nobody signed is taken."""
+    vm = ["https://localhost:8443/", "https://app.localhost/", "https://127.9.0.1/", "https://[::1]/"]
+    others = ["https://example.org/", "https://localhost.example.org/", "https://10.0.0.1/", "x"]
+    assert all(map(is_loopback, vm))
+    assert not any(map(is_loopback, others))
+
+
+def a_report(**given: object) -> dict[str, object]:
+    return {
+        "url": "http://localhost/", "final_url": "", "title": "a", "status": None, "seconds": 1.2,
+        "loaded": True, "certificate": "", "omitted": 0, "errors": [], "failed_requests": [],
+        "files": {"json": "x.json", "png": "x.png"}, **given,
     }  # fmt: skip
-    assert told(report, printable) == [
-        "http://localhost/ “ab”: no answer, 1.2 s",
+
+
+def test_a_report_is_told_in_a_line_each() -> None:
+    report = a_report(
+        title="a\n[vmoat] b", loaded=False, files={}, certificate="ERR_CERT_DATE_INVALID",
+        errors=[{"kind": "console", "text": "one\ntwo", "url": "", "line": 0}],
+        failed_requests=[{"method": "GET", "url": "u", "status": 404, "error": ""}],
+    )  # fmt: skip
+    assert told(report) == [
+        "http://localhost/ “a”: no answer, 1.2 s",
         "  was not loaded in time",
+        "  a browser would warn of its certificate: ERR_CERT_DATE_INVALID",
+        "  there is no picture: the page did not let one be taken",
         "  console: one",
         "  request: GET u: 404",
     ]
+
+
+def test_what_is_told_has_a_bound() -> None:
+    error = {"kind": "console", "text": "x" * 2000, "url": "", "line": 0}
+    rows = told(a_report(errors=[error] * 50, omitted=7))
+    assert len(rows) == 22
+    assert rows[-1] == "  and 37 more"
+    assert max(map(len, rows)) == 400

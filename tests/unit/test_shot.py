@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import documents
 import pytest
 
-from vmoat.browser import argv, shot
+from vmoat.browser import argv, cdp, shot
 from vmoat.browser.cdp import Browser
+from vmoat.browser.evidence import Evidence
 from vmoat.errors import Code, VmoatError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -36,17 +39,33 @@ PAGES = {
     "</script><img src='/missing.png'>",
     "/moved": "<script>location.href = '/good'</script>",
     "/endless": "<h1>before</h1><script src='/never'></script>",
+    "/loud": "<title>true</title><script>console.error('y'.repeat(10e6));"
+    "String.prototype.slice = () => 'a lie';"
+    "Object.defineProperty(document, 'title', {get: () => 'a lie'});</script>",
+    "/asking": "<title>asking</title><script>alert(1); confirm(2); prompt(3); print();"
+    "window.onbeforeunload = () => 'stay';</script><iframe src='//127.0.0.1:PORT/alert'></iframe>",
+    "/alert": "<script>alert('in a frame')</script>",
+    "/parts": "<iframe src='//127.0.0.1:PORT/frame'></iframe>"
+    "<script>new Worker('/work.js')</script>",
+    "/frame": "<script>fetch('/missing-in-frame'); throw new Error('in a frame')</script>",
+    "/work.js": "fetch('/missing-in-worker'); throw new Error('in a worker')",
+    "/offer": "<title>offer</title><script>location.href = '/download'</script>",
+    "/download": "what nobody asked for",
 }
+TYPES = {"/work.js": "text/javascript", "/download": "application/octet-stream"}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/never":
             self.server.gate.wait(600)  # type: ignore[attr-defined]
-        body = PAGES.get(self.path, "").encode()
+        port = self.server.server_port  # type: ignore[attr-defined]
+        body = PAGES.get(self.path, "").replace("PORT", str(port)).encode()
         with contextlib.suppress(OSError):
             self.send_response(200 if body else 404)
-            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Type", TYPES.get(self.path, "text/html"))
+            if self.path == "/download":
+                self.send_header("Content-Disposition", "attachment; filename=evil.bin")
             self.end_headers()
             self.wfile.write(body)
 
@@ -64,6 +83,24 @@ def site() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A dev server with a certificate that it signed itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost",
+            "-keyout", key, "-out", certificate]  # fmt: skip
+    subprocess.run(made, check=True, capture_output=True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 def words(profile: Path) -> list[str]:
     """The browser of `vmoat shot`, without its way into a VM."""
     made = argv.headless(1, profile, root=os.geteuid() == 0)
@@ -74,6 +111,7 @@ def take(url: str, folder: Path, *, full: bool = False, limit: float = 60) -> sh
     profile = folder / "profile"
     taken = shot.take(words(profile), url, folder / "log", full=full, limit=limit)
     wait_until(lambda: not processes(profile))
+    documents.check({**taken.report, "files": {"json": "x.json"}})
     return taken
 
 
@@ -196,3 +234,67 @@ def test_whoever_is_ended_leaves_no_browser(site: str, tmp_path: Path, how: int)
         process.wait()
 
 
+def test_a_page_can_neither_flood_nor_lie_about_itself(site: str, tmp_path: Path) -> None:
+    report = take(f"{site}/loud", tmp_path).report
+    assert (report["title"], report["final_url"]) == ("true", f"{site}/loud")
+    assert [len(row["text"]) for row in report["errors"]] == [2000]
+
+
+def test_dialogs_are_answered_also_in_frames(site: str, tmp_path: Path) -> None:
+    report = take(f"{site}/asking", tmp_path).report
+    assert (report["title"], report["ok"], report["quiet"]) == ("asking", True, True)
+
+
+def test_errors_of_workers_and_of_other_sites_frames_are_the_pages(
+    site: str, tmp_path: Path
+) -> None:
+    """Also what they do before anything else; and they are not waited for once they are done."""
+    report = take(f"{site}/parts", tmp_path).report
+    said = " ".join(row["text"] for row in report["errors"])
+    assert "in a worker" in said
+    assert "in a frame" in said
+    failed = sorted(row["url"].rpartition("/")[2] for row in report["failed_requests"])
+    assert failed == ["missing-in-frame", "missing-in-worker"]
+    assert report["quiet"]
+
+
+def test_no_page_puts_a_file_on_this_machine(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headless or not, Chromium writes downloads into the user's folder if nobody says no."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    offer = take(f"{site}/offer", tmp_path)
+    assert (offer.report["title"], offer.report["loaded"]) == ("offer", True)
+    straight = take(f"{site}/download", tmp_path)
+    assert not straight.ok
+    assert ["a download" in row["text"] for row in straight.report["errors"]] == [True]
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_dev_servers_own_certificate_is_taken_and_told(secure: str, tmp_path: Path) -> None:
+    taken = take(f"{secure}/api", tmp_path)
+    assert (taken.ok, taken.report["status"]) == (True, 200)
+    assert taken.report["certificate"] == "ERR_CERT_AUTHORITY_INVALID"
+
+
+def test_a_page_that_crashes_is_told_at_once(tmp_path: Path) -> None:
+    evidence = Evidence()
+    with Browser(words(tmp_path / "p"), tmp_path / "log", lambda *event: page.take(*event)) as one:
+        page = shot.Page(one, evidence)
+        page.open()
+        one.send("Page.crash", session=page.session)
+        assert one.wait(lambda: evidence.crashed, 30)
+    assert [row["kind"] for row in evidence.errors] == ["crash"]
+
+
+def test_a_message_without_bound_is_left_out(tmp_path: Path) -> None:
+    """A browser that talks for ever takes no more memory than one message may."""
+    text = "printf 'x%.0s' $(seq 1000); printf '\\0{\"id\": 1, \"result\": {\"a\": 2}}\\0'"
+    script = ["sh", "-c", f"cat <&3 >/dev/null & {{ {text}; }} >&4; wait"]
+    told: list[tuple[object, ...]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cdp, "LARGEST", 500)
+        with Browser(script, tmp_path / "log", lambda *event: told.append(event)) as browser:
+            assert browser.call("Any.thing") == {"a": 2}
+    assert told == [(cdp.OVERSIZE, {"size": 1000}, "")]

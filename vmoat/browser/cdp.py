@@ -26,6 +26,11 @@ from vmoat.errors import Code, VmoatError
 START_LIMIT = 60.0
 """Seconds for the first answer: a busy machine's first start reads 300 MB from disk."""
 END_LIMIT = 3.0
+LARGEST = 128 << 20
+"""Bytes of a message that is read: a whole page's picture is smaller, what a page logs may not be.
+"""
+OVERSIZE = "vmoat.oversize"
+"""The event that is told instead of a larger one."""
 
 ON_PIPES = 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null'
 """A shell puts its standard streams where Chromium wants the pipe."""
@@ -46,7 +51,9 @@ class Browser:
         self._on_event = on_event
         self._answers: dict[int, dict[str, Any]] = {}
         self._last = 0
-        self._rest = b""
+        self._parts: list[bytes] = []
+        """What has come of the next message."""
+        self._size = 0
         with open(log, "wb") as errors:
             self._process = proc.spawn(
                 ["sh", "-c", ON_PIPES, "sh", *argv],
@@ -142,9 +149,26 @@ class Browser:
         data = os.read(pipe, 1 << 20)
         if not data:
             raise self._gone()
-        *texts, self._rest = (self._rest + data).split(b"\0")
-        for text in texts:
+        first, *others = data.split(b"\0")
+        self._add(first)
+        for part in others:
+            self._finish()
+            self._add(part)
+
+    def _add(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= LARGEST:
+            self._parts.append(part)
+        else:
+            self._parts.clear()
+
+    def _finish(self) -> None:
+        size, text = self._size, b"".join(self._parts)
+        self._size, self._parts = 0, []
+        if size <= LARGEST:
             self._dispatch(json.loads(text))
+        else:
+            self._on_event(OVERSIZE, {"size": size}, "")
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         if "id" in message:

@@ -7,9 +7,12 @@ Runtime, Log, Target).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+from vmoat.output import printable
 
 MOST = 100
 """Errors, and failed requests, that a report holds; a page in a loop makes thousands."""
@@ -19,8 +22,21 @@ BY_ITSELF = "/favicon.ico"
 """What a browser asks for though no page names it."""
 ENDLESS = frozenset({"EventSource", "Ping", "Media"})
 """Requests that may stay open for as long as the page does."""
+UNFINISHED = "no end in time"
 
 Problem = dict[str, Any]
+
+
+@dataclass
+class Request:
+    """One that is under way.  Its end may be told in another session than its begin: by the worker
+    or the frame of another site that it was for.
+    """
+
+    row: Problem
+    session: str
+    document: str
+    """The loader of the document that it is for."""
 
 
 class Evidence:
@@ -31,16 +47,17 @@ class Evidence:
         self.failed_requests: list[Problem] = []
         self.omitted = 0
         self.loaded = False
+        self.crashed = False
         self.frame = ""
         """The page's own frame, and the session that speaks of it, once they are known."""
         self.session = ""
+        self.certificate = ""
+        """What is wrong with the VM's own certificate, which was taken all the same."""
         self.status: int | None = None
         """HTTP status of the page's last document."""
         self._clock = clock
-        self._open: dict[tuple[str, str], Problem] = {}
-        self._loaders: dict[tuple[str, str], str] = {}
-        """Which document each open request is for."""
-        self._told: set[tuple[str, str]] = set()
+        self._open: dict[str, Request] = {}
+        self._told: set[str] = set()
         self._last = clock()
 
     def take(self, method: str, params: dict[str, Any], session: str) -> None:
@@ -51,19 +68,33 @@ class Evidence:
 
     def quiet_for(self) -> float:
         """Seconds since the last request began or ended; 0 while one is open."""
-        busy = any(
-            request["type"] not in ENDLESS and not _by_itself(request)
-            for request in self._open.values()
-        )
+        busy = any(True for _ in self._awaited())
         return 0.0 if busy else self._clock() - self._last
+
+    def _awaited(self) -> Iterator[Problem]:
+        """The requests under way that a page is to wait for."""
+        for request in self._open.values():
+            if request.row["type"] not in ENDLESS and not _by_itself(request.row):
+                yield request.row
+
+    def give_up(self) -> None:
+        """The page was not loaded in time: what it still waits for are failures."""
+        for row in self._awaited():
+            self._add(self.failed_requests, {**row, "status": None, "error": UNFINISHED})
+
+    def document_failed(self, url: str, error: str) -> bool:
+        """Whether the failure of the page that was asked for is told already."""
+        return any(
+            row["type"] == "Document" and (row["url"] == plain(url) or row["error"] == error)
+            for row in self.failed_requests
+        )
 
     @property
     def clean(self) -> bool:
         return not self.errors and not self.failed_requests
 
     def error(self, kind: str, text: str, url: str = "", line: int = 0) -> None:
-        self._add(self.errors, {"kind": kind, "text": text[:LONGEST], "url": url[:LONGEST],
-                                "line": line})  # fmt: skip
+        self._add(self.errors, {"kind": kind, "text": plain(text), "url": plain(url), "line": line})
 
     def _add(self, rows: list[Problem], row: Problem) -> None:
         if len(rows) < MOST:
@@ -95,12 +126,12 @@ class Evidence:
     # Network
 
     def _began(self, params: dict[str, Any], session: str) -> None:
-        self._open[session, params["requestId"]] = {
-            "url": params["request"]["url"][:LONGEST],
-            "method": params["request"]["method"][:20],
+        row = {
+            "url": plain(params["request"]["url"]),
+            "method": plain(params["request"]["method"][:20]),
             "type": params.get("type", "Other"),
         }
-        self._loaders[session, params["requestId"]] = params.get("loaderId", "")
+        self._open[params["requestId"]] = Request(row, session, params.get("loaderId", ""))
         self._last = self._clock()
 
     def _answered(self, params: dict[str, Any], session: str) -> None:
@@ -108,10 +139,10 @@ class Evidence:
         if params.get("type") == "Document" and params.get("frameId") == self.frame:
             self.status = status
         if status >= 400:
-            self._failed(params, session, status=status)
+            self._failed(params, status=status)
 
     def _ended(self, params: dict[str, Any], session: str) -> None:
-        self._open.pop((session, params["requestId"]), None)
+        self._open.pop(params["requestId"], None)
         self._last = self._clock()
 
     def _broke(self, params: dict[str, Any], session: str) -> None:
@@ -121,19 +152,20 @@ class Evidence:
                 "corsError", ""
             )
             error = params.get("errorText", "")
-            self._failed(params, session, error=f"{error} ({blocked})" if blocked else error)
+            self._failed(params, error=f"{error} ({blocked})" if blocked else error)
         self._ended(params, session)
 
     def _failed(
-        self, params: dict[str, Any], session: str, *, status: int | None = None, error: str = ""
+        self, params: dict[str, Any], *, status: int | None = None, error: str = ""
     ) -> None:
-        key = session, params["requestId"]
-        request = self._open.get(key) or {
-            "url": params.get("response", {}).get("url", ""), "method": "",
+        key = params["requestId"]
+        request = self._open.get(key)
+        row = request.row if request else {
+            "url": plain(params.get("response", {}).get("url", "")), "method": "",
             "type": params.get("type", "Other"),
         }  # fmt: skip
-        if key not in self._told and not _by_itself(request):
-            self._add(self.failed_requests, {**request, "status": status, "error": error})
+        if key not in self._told and not _by_itself(row):
+            self._add(self.failed_requests, {**row, "status": status, "error": error})
         self._told.add(key)
 
     # Page
@@ -148,9 +180,21 @@ class Evidence:
         if frame["id"] != self.frame:
             return
         self.loaded = False
-        for key in [key for key in self._open if key[0] == session]:
-            if self._loaders.get(key) != frame.get("loaderId", ""):
-                del self._open[key]
+        mine = frame.get("loaderId", "")
+        self._open = {
+            key: request
+            for key, request in self._open.items()
+            if request.session != session or request.document == mine
+        }
+
+    def _download(self, params: dict[str, Any], session: str) -> None:
+        """It takes the place of a document: the page that asked for it stays, and loads no more."""
+        if params.get("frameId") == self.frame:
+            self.loaded = True
+
+    def _crashed(self, params: dict[str, Any], session: str) -> None:
+        self.error("crash", "the page's process crashed")
+        self.crashed = self.crashed or session == self.session
 
 
 HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
@@ -163,7 +207,15 @@ HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
     "Network.loadingFailed": Evidence._broke,
     "Page.frameNavigated": Evidence._navigated,
     "Page.loadEventFired": Evidence._load,
+    "Page.downloadWillBegin": Evidence._download,
+    "Inspector.targetCrashed": Evidence._crashed,
 }
+
+
+def plain(text: str) -> str:
+    """What a page wrote, without what would move a cursor or pass for somebody else's line."""
+    lines = (printable(line) for line in text[:LONGEST].strip().splitlines())
+    return "\n".join(lines)
 
 
 def _by_itself(request: Problem) -> bool:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 import json
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vmoat.browser.argv import VIEWPORT
-from vmoat.browser.cdp import Browser
-from vmoat.browser.evidence import LONGEST, Evidence
+from vmoat.browser.cdp import OVERSIZE, Browser
+from vmoat.browser.evidence import Evidence, plain
 from vmoat.errors import Code, VmoatError
 
 SCHEMA = "vmoat.shot/1"
@@ -25,11 +27,16 @@ QUIET = 0.5
 QUIET_LIMIT = 10.0
 """Seconds for that after the load; a page that polls is never quiet."""
 PICTURE_LIMIT = 10.0
+"""Seconds for each answer about the page, once it is loaded."""
+ABORTED = "net::ERR_ABORTED"
+"""What a navigation ends with that leads to no page: a download, 204."""
 ERROR_PAGE_LIMIT = 3.0
 """Seconds for the browser's own page about a site that cannot be reached."""
 TALLEST = 16384
 """Pixels of a whole page: what Chromium's compositor takes."""
 PNG = b"\x89PNG\r\n\x1a\n"
+TOLD = 20
+"""Errors, and failed requests, that are told; the report has more."""
 LINE = 400
 """Characters of a line that is told."""
 
@@ -39,8 +46,9 @@ class Shot:
     """The picture (PNG; empty where the page never let one be taken) and the report.
 
     The report: ``schema``, ``url`` (asked for), ``final_url``, ``title``, ``status`` (HTTP status
-    of the document, null without an answer), ``ok``, ``loaded`` (in time), ``quiet``, ``seconds``,
-    ``width``, ``height``, ``errors`` (kind: exception, console, log, navigation; text, url, line),
+    of the document, null without an answer), ``certificate`` (what is wrong with one on the VM's
+    loopback, which was taken), ``ok``, ``loaded`` (in time), ``quiet``, ``seconds``, ``width``,
+    ``height``, ``errors`` (kind: exception, console, log, navigation, crash; text, url, line),
     ``failed_requests`` (url, method, type, status, error), ``omitted`` (how many more).
     """
 
@@ -81,24 +89,46 @@ class Page:
             self._browser.send("Page.handleJavaScriptDialog", {"accept": True}, session)
         elif method == "Target.attachedToTarget" and session:  # a frame of another site, a worker
             self._watch(params["sessionId"])
+        elif method == "Security.certificateError":
+            self._judge(params, session)
+        elif method == OVERSIZE:
+            size = params["size"] >> 20
+            self._evidence.error("console", f"something of {size} MiB is left out")
         if session:
             self._evidence.take(method, params, session)
 
+    def _judge(self, params: dict[str, Any], session: str) -> None:
+        """A certificate that nobody signed is what a dev server has.  On the VM's loopback it
+        stands between nobody; other hosts' have to be good.
+        """
+        taken = is_loopback(params["requestURL"])
+        if taken:
+            self._evidence.certificate = params["errorType"]
+        answer = {"eventId": params["eventId"], "action": "continue" if taken else "cancel"}
+        self._browser.send("Security.handleCertificateError", answer, session)
+
     def open(self) -> None:
         """A blank tab, attached to and watched."""
+        # Unasked, it would write what a page offers into the user's own Downloads.
+        self._browser.call("Browser.setDownloadBehavior", {"behavior": "deny"})
         target = self._browser.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         attach = {"targetId": target, "flatten": True}
         self._evidence.session = self._browser.call("Target.attachToTarget", attach)["sessionId"]
         self._watch(self.session)
+        self._browser.send("Security.enable", session=self.session)
+        override = {"override": True}
+        self._browser.send("Security.setOverrideCertificateErrors", override, self.session)
         tree = self._browser.call("Page.getFrameTree", session=self.session)
         self._evidence.frame = tree["frameTree"]["frame"]["id"]
 
     def _watch(self, session: str) -> None:
         send = self._browser.send
-        for domain in ("Runtime", "Network", "Log", "Page"):
+        for domain in ("Runtime", "Network", "Log", "Page", "Inspector"):
             send(f"{domain}.enable", session=session)
-        follow = {"autoAttach": True, "waitForDebuggerOnStart": False, "flatten": True}
+        # It waits until it is watched: what a worker does first is told too.
+        follow = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
         send("Target.setAutoAttach", follow, session)
+        send("Runtime.runIfWaitingForDebugger", session=session)
 
     def shoot(self, url: str, *, full: bool, limit: float) -> Shot:
         began = time.monotonic()
@@ -108,7 +138,8 @@ class Page:
         self._browser.call("Emulation.setDeviceMetricsOverride", metrics, self.session)
         loaded, quiet = self._load(url, limit)
         seconds = round(time.monotonic() - began, 2)
-        picture, height = self._picture(full)
+        picture, height = self._picture(full) if not self._evidence.crashed else (b"", 0)
+        final_url, title = self._place()
         evidence = self._evidence
         failed_document = evidence.status is not None and evidence.status >= 400
         return Shot(
@@ -116,10 +147,11 @@ class Page:
             {
                 "schema": SCHEMA,
                 "url": url,
-                "final_url": self._value(f"location.href.slice(0, {LONGEST})"),
-                "title": self._value(f"document.title.slice(0, {LONGEST})"),
+                "final_url": final_url,
+                "title": title,
                 "status": evidence.status,
-                "ok": loaded and evidence.clean and not failed_document,
+                "certificate": evidence.certificate,
+                "ok": bool(loaded and picture and evidence.clean and not failed_document),
                 "loaded": loaded,
                 "quiet": quiet,
                 "seconds": seconds,
@@ -135,48 +167,75 @@ class Page:
         """Whether the page was loaded in time, and whether its network came to rest."""
         deadline = time.monotonic() + limit
         evidence = self._evidence
-        failure: list[str] = []
         number = self._browser.send("Page.navigate", {"url": url}, self.session)
 
-        def settled() -> bool:
-            answer = self._browser.answer(number)
-            if answer and (text := answer.get("result", {}).get("errorText")):
-                failure.append(text)
-            return bool(failure) or (answer is not None and evidence.loaded)
+        def failure() -> str:
+            answer = self._browser.answer(number) or {}
+            return str(answer.get("result", {}).get("errorText", ""))
 
-        loaded = self._browser.wait(settled, limit)
-        if failure:
-            if not any(row["url"] == url for row in evidence.failed_requests):
-                evidence.error("navigation", failure[0], url)
-            self._browser.wait(lambda: evidence.loaded, ERROR_PAGE_LIMIT)
+        def settled() -> bool:
+            if failure() or evidence.crashed:
+                return True
+            return self._browser.answer(number) is not None and evidence.loaded
+
+        settled_in_time = self._browser.wait(settled, limit)
+        if failure():
+            self._refused(failure(), url)
             return True, True
-        if not loaded:  # a navigation under way, or a script in a loop, would hold up the picture
+        if not settled_in_time:
+            evidence.give_up()
+            # A navigation under way, or a script in a loop, would hold up the picture.
             self._browser.send("Page.stopLoading", session=self.session)
             self._browser.send("Runtime.terminateExecution", session=self.session)
+        if not settled_in_time or evidence.crashed:
+            return False, False
         left = max(0.0, min(QUIET_LIMIT, deadline - time.monotonic()))
-        return loaded, loaded and self._browser.wait(
+        return True, self._browser.wait(
             lambda: evidence.loaded and evidence.quiet_for() >= QUIET, left
         )
 
+    def _refused(self, error: str, url: str) -> None:
+        """There is no such document; the browser shows a page of its own about most errors."""
+        evidence = self._evidence
+        if error == ABORTED:
+            evidence.error("navigation", "no page: a download, which is not kept, or no content",
+                           url)  # fmt: skip
+            return
+        if not evidence.document_failed(url, error):
+            evidence.error("navigation", error, url)
+        self._browser.wait(lambda: evidence.loaded, ERROR_PAGE_LIMIT)
+
     def _picture(self, full: bool) -> tuple[bytes, int]:
         """The PNG and its height in pixels; empty where a busy page does not let it be taken."""
-        height = VIEWPORT[1]
-        params: dict[str, Any] = {"format": "png"}
-        with contextlib.suppress(VmoatError):
-            if full:
-                size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-                height = min(TALLEST, max(height, int(size["height"])))
-                clip = {"x": 0, "y": 0, "width": VIEWPORT[0], "height": height, "scale": 1}
-                params |= {"captureBeyondViewport": True, "clip": clip}
-            data = self._call("Page.captureScreenshot", params)["data"]
-            return base64.b64decode(data), height
+        for again in (True, False):
+            try:
+                return self._capture(full)
+            except VmoatError:
+                if not again:
+                    break
+                # One that is on its way to the next page, or was, may show none till it is stopped.
+                self._browser.send("Page.stopLoading", session=self.session)
         return b"", 0
 
-    def _value(self, expression: str) -> str:
+    def _capture(self, full: bool) -> tuple[bytes, int]:
+        height = VIEWPORT[1]
+        params: dict[str, Any] = {"format": "png"}
+        if full:
+            size = self._call("Page.getLayoutMetrics")["cssContentSize"]
+            height = min(TALLEST, max(height, int(size["height"])))
+            clip = {"x": 0, "y": 0, "width": VIEWPORT[0], "height": height, "scale": 1}
+            params |= {"captureBeyondViewport": True, "clip": clip}
+        return base64.b64decode(self._call("Page.captureScreenshot", params)["data"]), height
+
+    def _place(self) -> tuple[str, str]:
+        """Where the page is and its title, in the browser's word: a page's own script could say
+        anything.
+        """
         with contextlib.suppress(VmoatError):
-            answer = self._call("Runtime.evaluate", {"expression": expression})
-            return str(answer["result"].get("value", ""))
-        return ""
+            history = self._call("Page.getNavigationHistory")
+            entry = history["entries"][history["currentIndex"]]
+            return plain(entry["url"]), plain(entry["title"])
+        return "", ""
 
     def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._browser.call(method, params, self.session, limit=PICTURE_LIMIT)
@@ -279,19 +338,40 @@ def _umask() -> int:
     return mask
 
 
-def told(report: dict[str, Any], printable: Callable[[str], str]) -> list[str]:
-    """The report for a person, a line each; ``printable`` cleans what the page wrote."""
+def is_loopback(url: str) -> bool:
+    """Whether the URL leads to the VM itself (RFC 6761 has names below localhost do so)."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def told(report: dict[str, Any]) -> list[str]:
+    """The report for a person, a line each; the page's words are plain in it already."""
     status = report["status"] if report["status"] is not None else "no answer"
-    title = f" “{report['title'][:100]}”" if report["title"] else ""
+    title = f" “{_line(report['title'])[:100]}”" if report["title"] else ""
     rows = [f"{report['final_url'] or report['url']}{title}: {status}, {report['seconds']} s"]
     if not report["loaded"]:
         rows.append("  was not loaded in time")
-    for row in report["errors"]:
+    if report["certificate"]:
+        rows.append(f"  a browser would warn of its certificate: {report['certificate']}")
+    if "png" not in report["files"]:
+        rows.append("  there is no picture: the page did not let one be taken")
+    for row in report["errors"][:TOLD]:
         place = f" ({row['url']}:{row['line']})" if row["url"] else ""
-        rows.append(f"  {row['kind']}: {row['text'].splitlines()[0] if row['text'] else ''}{place}")
-    for row in report["failed_requests"]:
+        rows.append(f"  {row['kind']}: {_line(row['text'])}{place}")
+    for row in report["failed_requests"][:TOLD]:
         why = row["error"] or row["status"]
         rows.append(f"  request: {row['method']} {row['url']}: {why}")
-    if report["omitted"]:
-        rows.append(f"  and {report['omitted']} more")
-    return [printable(row)[:LINE] for row in rows]
+    more = sum(max(0, len(report[kind]) - TOLD) for kind in ("errors", "failed_requests"))
+    if more + report["omitted"]:
+        rows.append(f"  and {more + report['omitted']} more")
+    return [row[:LINE] for row in rows]
+
+
+def _line(text: str) -> str:
+    """The first line that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -16,7 +16,7 @@ from vmoat.commands import context
 from vmoat.commands.inside import running
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
-from vmoat.output import Output, printable
+from vmoat.output import Output
 
 START_PATIENCE = 1.5
 """Seconds in which a browser that cannot start has ended."""
@@ -125,7 +125,7 @@ def shot(args: argparse.Namespace, out: Output) -> int:
         log = profile / "browser.log"
         taken = shots.take(words, url, log, full=args.full, limit=args.timeout)
     files = shots.write(taken, stem)
-    for line in shots.told(taken.report, printable):
+    for line in shots.told(taken.report):
         out.say(line)
     if args.json:
         out.json(taken.report)
