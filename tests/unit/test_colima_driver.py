@@ -29,6 +29,7 @@ from vmoat.drivers.colima import checks, homes, look, machine, pids, record, sta
 from vmoat.drivers.colima.argv import Host
 from vmoat.drivers.colima.homes import Place
 from vmoat.errors import Code, VmoatError
+from vmoat.fleet import leftovers
 
 pytestmark = pytest.mark.skipif(
     not os.access(fakecolima.SSHD, os.X_OK), reason="no sshd that could stand for the guest's"
@@ -121,6 +122,19 @@ def test_the_contract(scene: Scene) -> None:
     assert again[0] != boot, "another boot"
     assert again[1] == disk, "the same disk"
     contract.a_removal(subject)
+
+
+def test_a_home_is_left_behind_only_for_the_state_folder_that_it_was_made_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that share a data folder do not collect each other's VMs."""
+    spec = scene.spec()
+    scene.driver.create(spec, quiet)
+    home = homes.place_of(spec.name).home
+    shutil.rmtree(paths.vm_dir(spec.name))  # nobody knows it any more
+    assert [found.name for found in leftovers._colima_homes()] == [str(home)]
+    monkeypatch.setenv("XDG_STATE_HOME", str(scene.root / "another"))
+    assert list(leftovers._colima_homes()) == []
 
 
 def test_a_start_says_what_colima_says_and_which_walls_are_open_once(scene: Scene) -> None:

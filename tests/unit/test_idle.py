@@ -19,12 +19,14 @@ import pytest
 from conftest import World
 from timing import until
 
-from vmoat import netports, paths, sshproxy
+from vmoat import copying, netports, parser, paths, sshproxy
+from vmoat.commands import inside
 from vmoat.companion import process
 from vmoat.companion.idleness import LOAD, Clock, guest_cpu
 from vmoat.errors import Code, VmoatError
 from vmoat.fleet import idle, sleep, stopping, use
 from vmoat.netports import Traffic
+from vmoat.output import Output
 from vmoat.state import VmLock
 
 SECONDS = 1
@@ -203,6 +205,31 @@ def test_a_command_keeps_it_awake_as_long_as_it_runs(brief: World) -> None:
         os.killpg(session.pid, signal.SIGKILL)
         session.wait()
     until(lambda: not runs(brief))
+
+
+def test_a_copy_is_a_use_as_long_as_it_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vmoat("up")
+    fakes.install(monkeypatch.setattr)
+    seen: list[bool] = []
+    folder = paths.vm_dir("wt-tree")
+    monkeypatch.setattr(copying, "copy", lambda *_, **__: seen.append(use.held(folder)))
+    args = parser.parse(["-C", str(world.tree), "cp", "app.py", "vm:/tmp/"])
+    assert inside.copy(args, Output()) == 0
+    assert seen == [True]
+    assert not use.held(folder)
+
+
+def test_who_only_looks_uses_nothing(world: World) -> None:
+    """A dashboard or a `top` that is left open keeps no VM awake: it looks as these do."""
+    world.vmoat("up")
+    folder = paths.vm_dir("wt-tree")
+    os.utime(folder / use.MARK, (1000, 1000))
+    for words in (["status"], ["ls", "--json"], ["plan"], ["top"]):
+        world.vmoat(*words)
+    world.vmoat("logs", "--follow", code=None)  # the guest's own program for it is not here
+    assert use.last(folder) == 1000
 
 
 def test_an_open_tunnel_connection_keeps_it_awake(brief: World) -> None:
