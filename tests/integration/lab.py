@@ -122,7 +122,7 @@ def wait_until(what: Callable[[], Any], limit: float = 60, pause: float = 0.1) -
 def fetch(url: str) -> str:
     """The page at a URL of this machine, past any proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=30) as answer:
+    with opener.open(url, timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -230,15 +230,21 @@ class Vm:
         assert code == 0, f"exit {code}: {command}\n{out}"
         return out.rstrip("\n")
 
+    def clock_error(self) -> float:
+        """Seconds that the guest's clock is off, at least: it was read within this call."""
+        before = time.time()
+        said = float(self.ok("date +%s.%N"))
+        return max(before - said, said - time.time(), 0.0)
+
     def status(self) -> dict[str, Any]:
-        done = self.cli("status", "--json", timeout=60)
+        done = self.cli("status", "--json", timeout=120)
         assert done.returncode == 0, told(done)
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
     def plan(self, **kw: Any) -> dict[str, str]:
         """Stages that would run, with their reasons."""
-        done = self.cli("plan", "--json", timeout=60, **kw)
+        done = self.cli("plan", "--json", timeout=120, **kw)
         assert done.returncode == 0, told(done)
         return {s["stage"]: s["reason"] for s in json.loads(done.stdout)["stages"] if s["runs"]}
 
@@ -246,7 +252,7 @@ class Vm:
 
     @property
     def name(self) -> str:
-        return self.cli("name", timeout=30).stdout.strip()
+        return self.cli("name", timeout=60).stdout.strip()
 
     @property
     def folder(self) -> Path:

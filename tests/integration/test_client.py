@@ -131,7 +131,7 @@ def test_a_session_is_told_of_the_vm_and_cleans_up_at_its_end(desk: Desk) -> Non
         "-p", "--output-format", "stream-json", "--verbose", "--include-hook-events",
         "--plugin-dir", ROOT / "plugin", "hi", cwd=desk.tree,
     )  # fmt: skip
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "/ gc --quiet" not in desk.called() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert desk.called() == [f"{desk.tree} hook facts", "/ gc --quiet"]
@@ -143,7 +143,7 @@ def test_a_session_is_told_of_the_vm_and_cleans_up_at_its_end(desk: Desk) -> Non
 
 def test_a_session_that_only_starts_fires_both(desk: Desk) -> None:
     desk.ok("--plugin-dir", ROOT / "plugin", "--init-only", cwd=desk.tree)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(desk.called()) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert desk.called() == [f"{desk.tree} hook facts", "/ gc --quiet"]

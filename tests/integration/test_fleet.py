@@ -31,7 +31,7 @@ def listed(vm: Vm, name: str) -> dict[str, Any]:
     began = time.monotonic()
     done = vm.cli("ls", "--json", cwd=vm.home.root, timeout=60)
     assert done.returncode == 0, told(done)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     rows = json.loads(done.stdout)["vms"]
     return next((row for row in rows if row["name"] == name), {})
 
@@ -59,11 +59,11 @@ def test_ls_and_gc_from_the_first_start_to_the_last_byte(spare: Vm) -> None:
     assert row["disk_bytes"] > 1 << 20
     assert row["cpu_seconds"] > 1
     assert row["cpu_percent"] is not None
-    assert time.time() - row["used_at"] < 60
+    assert time.time() - row["used_at"] < 300
     assert {stage["name"]: stage["state"] for stage in row["stages"]}["vm"] == "done"
 
-    session = spare.start("exec", "sleep 30")
-    wait_until(lambda: used_now(spare, name), 30)
+    session = spare.start("exec", "sleep 300")
+    wait_until(lambda: used_now(spare, name), 60)
     time.sleep(2)
     assert used_now(spare, name), "while it lasts"
     session.kill()
@@ -80,7 +80,7 @@ def test_ls_and_gc_from_the_first_start_to_the_last_byte(spare: Vm) -> None:
     (item,) = gc(spare)
     assert (item["action"], item["done"]) == ("stop", True)
     assert listed(spare, name)["state"] == "stopped"
-    wait_until(lambda: not any(alive(pid) for pid in pids), 30)
+    wait_until(lambda: not any(alive(pid) for pid in pids), 60)
     assert disks.exists()
     (item,) = gc(spare)
     assert (item["action"], item["done"]) == ("keep", False)

@@ -67,11 +67,11 @@ def test_another_attempt_stops_the_running_one(guest: Guest, name: str) -> None:
 
     thread = threading.Thread(target=first)
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while guest.service_state(name) != "active" and time.monotonic() < deadline:
         time.sleep(0.3)
     assert stage(guest, name, "echo new", "b") == (0, ["new"])
-    thread.join(20)
+    thread.join(60)
     assert len(gone) == 1
 
 
@@ -91,7 +91,7 @@ def test_a_service_runs_until_it_is_stopped(guest: Guest, name: str) -> None:
 
 def test_a_service_that_ended_tells_its_exit_code(guest: Guest, name: str) -> None:
     guest.service(name, "exit 7", cwd="/tmp")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while guest.service_state(name) != "exited 7":
         assert time.monotonic() < deadline
         time.sleep(0.3)

@@ -40,7 +40,7 @@ def test_a_full_host_disk_pauses_the_vm_and_nothing_is_lost(small: Vm) -> None:
     writer = small.start(
         "exec", "sudo dd if=/dev/urandom of=/var/lib/docker/big bs=1M count=1200 status=none; sync"
     )
-    status = wait_until(lambda: s if (s := small.status())["state"] == "paused" else None, 180, 1)
+    status = wait_until(lambda: s if (s := small.status())["state"] == "paused" else None, 400, 1)
     assert any("disk is full" in reason for reason in status["reasons"])
     story = small.up("vm", code=7)
     assert "the host's disk is full" in story

@@ -48,7 +48,7 @@ def test_the_streams_are_the_callers(vm: Vm) -> None:
     done = vm.cli("exec", "cat; echo to-err >&2", input="one\ntwo\n")
     assert (done.stdout, done.stderr) == ("one\ntwo\n", "to-err\n")
     data = vm.start("exec", "head -c 3000000 /dev/zero | tr '\\0' x")
-    assert len(data.communicate(timeout=60)[0]) == 3_000_000
+    assert len(data.communicate(timeout=120)[0]) == 3_000_000
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -60,7 +60,7 @@ def test_a_signal_reaches_the_command(vm: Vm, number: signal.Signals) -> None:
     process = vm.start("exec", "bash", "-c", line)
     assert process.stdout.readline() == "up\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 44, (out, err)
     assert (vm.worktree / mark).read_text() == f"{name}\n"
 
@@ -69,8 +69,8 @@ def test_a_killed_caller_leaves_nothing_running(vm: Vm) -> None:
     process = vm.start("exec", "echo up; exec sleep 4321")
     assert process.stdout.readline() == "up\n"
     process.kill()
-    process.communicate(timeout=10)
-    wait_until(lambda: vm.sh("pgrep -f '[s]leep 4321'")[0] == 1, 30, 1)
+    process.communicate(timeout=60)
+    wait_until(lambda: vm.sh("pgrep -f '[s]leep 4321'")[0] == 1, 60, 1)
 
 
 def test_without_a_vm_the_code_is_125(odd: Vm) -> None:
@@ -175,6 +175,6 @@ def test_nobodys_files_were_changed(vm: Vm) -> None:
 
 def test_commands_at_once_share_one_connection(vm: Vm) -> None:
     processes = [vm.start("exec", f"sleep 1; echo {n}") for n in range(6)]
-    answers = [process.communicate(timeout=60)[0] for process in processes]
+    answers = [process.communicate(timeout=120)[0] for process in processes]
     assert answers == [f"{n}\n" for n in range(6)]
     assert len(vm.masters()) in (1, 2)

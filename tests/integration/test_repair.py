@@ -141,7 +141,7 @@ def test_destroy_leaves_no_byte(odd: Vm) -> None:
     done = odd.cli("destroy", "-f")
     assert done.returncode == 0, done.stderr
     assert name in done.stderr
-    wait_until(lambda: not any(alive(pid) for pid in pids), 10)
+    wait_until(lambda: not any(alive(pid) for pid in pids), 60)
     assert [path for path in (folder, disks, runtime) if path.exists()] == []
     assert leftovers(odd, name) == []
     assert odd.cli("destroy", "-f").returncode == 0

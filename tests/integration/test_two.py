@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from lab import PAGE, SEED, Lab, Vm, at_once, wait_until
@@ -40,34 +41,47 @@ def test_worktrees_do_not_see_each_other(golden: Vm, second: Vm) -> None:
         vm.cli("untunnel")
 
 
+WAITS = "while [ -e build/hold ]; do sleep 0.2; done"
+
+
 def test_two_ups_at_once_in_one_worktree(second: Vm) -> None:
     """One works, one joins; a shell that dies under `up` loses nothing."""
-    marks = second.worktree / "build" / "marks"
+    marks, hold = (second.worktree / "build" / name for name in ("marks", "hold"))
     marks.unlink(missing_ok=True)
-    env = {"VMOAT_PROVISION_SCRIPT": "echo begin >>build/marks; sleep 5; echo end >>build/marks"}
+    hold.touch()
+    env = {"VMOAT_PROVISION_SCRIPT": f"echo begin >>build/marks; {WAITS}; echo end >>build/marks"}
     since = time.time()
     first = second.start("up", "script", env=env, start_new_session=True)
     wait_until(marks.exists, 60)
     others = [second.start("up", "script", env=env) for _ in range(2)]
-    time.sleep(1)
+    for other in others:
+        assert any("joining" in line for line in other.stderr)
     os.killpg(first.pid, signal.SIGHUP)
     os.killpg(first.pid, signal.SIGKILL)
-    first.communicate(timeout=20)
-    codes = []
+    first.communicate(timeout=60)
+    hold.unlink()
     for other in others:
-        _, story = other.communicate(timeout=90)
-        assert "joining" in story
-        codes.append(other.returncode)
-    assert codes == [0, 0]
+        other.communicate(timeout=180)
+    assert [other.returncode for other in others] == [0, 0]
     assert marks.read_text() == "begin\nend\n"
     assert second.ran(since) == ["script"]
     second.up()
 
 
-def test_who_joins_gets_the_same_exit_code(second: Vm) -> None:
-    env = {"VMOAT_PROVISION_SCRIPT": "sleep 3; exit 5"}
-    processes = [second.start("up", "script", env=env) for _ in range(3)]
-    told = [process.communicate(timeout=90)[1] for process in processes]
+def test_who_joins_gets_the_same_exit_code(second: Vm, tmp_path: Path) -> None:
+    hold = second.worktree / "build" / "hold"
+    hold.touch()
+    env = {"VMOAT_PROVISION_SCRIPT": f"{WAITS}; exit 5"}
+    files = [tmp_path / str(number) for number in range(3)]
+    processes = []
+    for file in files:
+        with open(file, "w") as stderr:
+            processes.append(second.start("up", "script", env=env, stderr=stderr))
+    wait_until(lambda: sum("joining" in file.read_text() for file in files) == 2, 120)
+    hold.unlink()
+    for process in processes:
+        process.communicate(timeout=180)
+    told = [file.read_text() for file in files]
     assert [process.returncode for process in processes] == [1, 1, 1], told
     assert all("exit code 5" in text for text in told)
     second.up("script")

@@ -16,7 +16,7 @@ SEED = 6
 ROUND = ("exec", "exec", "exec", "test", "test", "up", "edit", "tunnel", "crowd", "down")
 """What an agent does in each round, in an order of its own."""
 
-LIMIT = 180
+LIMIT = 400
 """Seconds for one command: a VM that boots beside another under emulation needs most of them."""
 
 TEST = "sh -c 'cat index.html; exit $1' sh"

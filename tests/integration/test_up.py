@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -100,13 +101,16 @@ def test_an_edit_is_served_after_the_next_up(vm: Vm) -> None:
 
 def test_an_edit_while_the_stack_starts_is_served_after_the_next_up(vm: Vm) -> None:
     vm.up()
-    line = "docker compose up -d --build; touch build/now; sleep 2"
-    (vm.worktree / "build" / "now").unlink(missing_ok=True)
+    wait = "until [ -e build/edited ]; do sleep 0.2; done"
+    line = f"docker compose up -d --build; touch build/now; {wait}"
+    for mark in ("now", "edited"):
+        (vm.worktree / "build" / mark).unlink(missing_ok=True)
     (vm.worktree / PAGE).write_text("in time\n")
     since = time.time()
     watcher = vm.start("up", env={"VMOAT_UP_COMMAND": line})
     wait_until((vm.worktree / "build" / "now").exists, 120)
     (vm.worktree / PAGE).write_text("too late\n")
+    (vm.worktree / "build" / "edited").touch()
     watcher.communicate(timeout=120)
     assert page(vm) == "in time"
     assert vm.ran(since)[0] == "stack"
@@ -158,18 +162,19 @@ def test_logs_of_the_stack_a_service_and_a_stage(vm: Vm) -> None:
 def test_logs_follow_what_comes(vm: Vm) -> None:
     follower = vm.start("logs", "-f", "--tail", "0")
     try:
-        time.sleep(1.5)
-        vm.ok("docker exec $(docker ps -q | head -1) busybox sh -c 'echo a new line >/proc/1/fd/1'")
         lines: list[str] = []
-        import threading
-
         reader = threading.Thread(target=lambda: lines.append(follower.stdout.readline()))
         reader.start()
-        reader.join(20)
+        write = "busybox sh -c 'echo a new line >/proc/1/fd/1'"
+        for _ in range(20):  # it may not have come to its following yet
+            vm.ok(f"docker exec $(docker ps -q | head -1) {write}")
+            reader.join(3)
+            if lines:
+                break
         assert lines == ["a new line\n"]
     finally:
         follower.terminate()
-        follower.communicate(timeout=20)
+        follower.communicate(timeout=60)
 
 
 def test_a_bundle_holds_all_that_is_known(vm: Vm, tmp_path: Path) -> None:
