@@ -41,6 +41,10 @@ class Fleet:
         self.started.append(process)
         return process
 
+    def run(self, folder: Path, *words: str, code: int = 0) -> str:
+        done = self.world.vmoat(*words, cwd=folder, code=code)
+        return done.stdout + done.stderr
+
     def said(self, name: str) -> str:
         """All that the last run of a VM said: who follows it late may see only its end."""
         log = current_run(fakes.paths.vm_dir(name))
