@@ -49,7 +49,8 @@ PAGES = {
     "<script>new Worker('/work.js')</script>",
     "/frame": "<script>fetch('/missing-in-frame'); throw new Error('in a frame')</script>",
     "/work.js": "fetch('/missing-in-worker'); throw new Error('in a worker')",
-    "/offer": "<title>offer</title><script>location.href = '/download'</script>",
+    "/offer": "<title>offer</title><h1>here it comes</h1>"
+    "<script>location.href = '/download'</script>",
     "/download": "what nobody asked for",
 }
 TYPES = {"/work.js": "text/javascript", "/download": "application/octet-stream"}

@@ -207,15 +207,15 @@ class Page:
 
     def _picture(self, full: bool) -> tuple[bytes, int]:
         """The PNG and its height in pixels; empty where a busy page does not let it be taken."""
-        for again in (True, False):
+        deadline = time.monotonic() + PICTURE_LIMIT
+        while True:
             try:
                 return self._capture(full)
-            except VmoatError:
-                if not again:
-                    break
-                # One that is on its way to the next page, or was, may show none till it is stopped.
-                self._browser.send("Page.stopLoading", session=self.session)
-        return b"", 0
+            except VmoatError as error:
+                if error.code == Code.TIMEOUT or time.monotonic() > deadline:
+                    return b"", 0
+            # Refused between two pages: one that goes on to the next for ever is met on its way.
+            self._browser.wait(lambda: False, 0.1)
 
     def _capture(self, full: bool) -> tuple[bytes, int]:
         height = VIEWPORT[1]
