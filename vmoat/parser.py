@@ -236,7 +236,7 @@ COMMANDS = (
         (
             arg("--no-open", action="store_true", help="do not open the browser"),
             arg("--port", type=port, metavar="PORT",
-                help="listen there; else where the last one did, or on a free one"),
+                help="listen there, 0: on a free one; else where the last one did"),
             arg("--json", action="store_true", help="answer in JSON, and open no browser"),
         ),
     ),

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -412,6 +413,21 @@ def test_the_end_of_a_run_is_told_though_others_have_followed(tmp_path: Path) ->
     assert said == ["the last of one", "of one", "of two", "of three"]
 
 
+def test_what_a_destroyed_vm_has_done_is_not_its_successors(tmp_path: Path) -> None:
+    log, timeline = a_run(tmp_path / "wt", "one"), Timeline(tmp_path / "wt")
+    log.write("stage_start", stage="apt", reason="never run")
+    log.write("stage_end", stage="apt", outcome="done", seconds=25.7)
+    timeline.look()
+    before = timeline.count
+    shutil.rmtree(tmp_path / "wt")
+    timeline.look()
+    assert (timeline.stages, timeline.run) == ({}, {})
+    a_run(tmp_path / "wt", "two")
+    timeline.look()
+    assert {stage["state"] for stage in timeline.stages.values()} == {"waiting"}
+    assert timeline.count > before  # who follows the lines goes on
+
+
 def test_a_killed_worker_leaves_no_stage_running(tmp_path: Path) -> None:
     log, timeline = a_run(tmp_path, "one"), Timeline(tmp_path)
     log.write("stage_start", stage="vm", reason="never run")
@@ -561,14 +577,17 @@ def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:
     said = first.communicate(timeout=60)[1]
     assert (first.returncode, second.returncode) == (0, 0)
     assert url.partition("token=")[2] not in said
-    third = start_dashboard("--no-open")
-    assert third.stdout is not None
-    again = third.stdout.readline().strip()
-    third.terminate()
-    third.communicate(timeout=60)
+    urls = []
+    for words in ([], ["--port=0"]):
+        later = start_dashboard("--no-open", *words)
+        assert later.stdout is not None
+        urls.append(later.stdout.readline().strip())
+        later.terminate()
+        later.communicate(timeout=60)
     # the port is kept for bookmarks and forwards, the token is new
-    assert again.partition("token=")[0] == url.partition("token=")[0]
-    assert again != url
+    assert urls[0].partition("token=")[0] == url.partition("token=")[0]
+    assert urls[0] != url
+    assert urls[1].partition("token=")[0] != url.partition("token=")[0]
 
 
 def test_the_browsers_arguments_hold_no_secret(
@@ -618,3 +637,14 @@ def test_a_taken_port_that_was_asked_for_is_an_error(homes: Path) -> None:
         said = asked.communicate(timeout=60)[1]
     assert asked.returncode == 7
     assert "--port" in said
+
+
+def test_a_port_that_is_roots_is_an_error_that_says_so(homes: Path) -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) < 2:
+        pytest.skip("here every port is everybody's")
+    drop = ["setpriv", "--bounding-set", "-net_bind_service"] if os.getuid() == 0 else []
+    words = [sys.executable, "-m", "vmoat", "-C", "/", "dashboard", "--no-open", "--port", "1"]
+    asked = subprocess.run([*drop, *words], capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 2
+    assert "cannot listen on port 1: Permission denied" in asked.stderr
+    assert "--port" in asked.stderr

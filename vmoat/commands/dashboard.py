@@ -72,14 +72,15 @@ def _serve(args: argparse.Namespace, out: Output) -> None:
 def _bind(port: int | None, hub: Hub, actions: Actions, facts: Facts) -> Dashboard:
     """The server, where the last one was: bookmarks and forwards to it stay good."""
     last = record.read()
-    for wanted in [port] if port else [last.port if last else 0, 0]:
+    for wanted in [last.port if last else 0, 0] if port is None else [port]:
         try:
             return Dashboard(wanted, hub, actions, facts.open_log, tickets.redeem)
         except OSError as error:
             failure = error
+    refused = isinstance(failure, PermissionError)  # ports below 1024 are root's
     raise VmoatError(
         f"the dashboard cannot listen on port {port or 'any'}: {failure.strerror}",
-        hint="name another with --port", code=Code.BUSY,
+        hint="name another with --port", code=Code.USAGE if refused else Code.BUSY,
     )  # fmt: skip
 
 

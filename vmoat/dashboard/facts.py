@@ -44,6 +44,8 @@ class Facts:
             self._rows, self._rows_at = rows(self._rows), now
         if now - self._checkouts_at >= CHECKOUTS:
             self._bare, self._checkouts_at = self._without_vm(), now
+        for timeline in list(self._timelines.values()):  # also of what was destroyed
+            timeline.look()
         taken = {row.worktree for row in self._rows}
         found = [self._vm(row) for row in self._rows]
         found += [vm for vm in self._bare if vm["path"] not in taken]
@@ -51,8 +53,10 @@ class Facts:
         return sorted(found, key=lambda vm: (vm["repository"], vm["folder"], vm["key"]))
 
     def _vm(self, row: Row) -> Vm:
-        timeline = self._timelines.setdefault(row.vm_id, Timeline(paths.vm_dir(row.name)))
-        timeline.look()
+        timeline = self._timelines.get(row.vm_id)
+        if timeline is None:
+            timeline = self._timelines[row.vm_id] = Timeline(paths.vm_dir(row.name))
+            timeline.look()
         return {
             "key": row.name,
             "name": row.name,

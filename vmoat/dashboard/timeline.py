@@ -64,6 +64,8 @@ class Timeline:
         """Take in what was written since the last look."""
         log = current_run(self.folder)
         if log is None:
+            if self._tail is not None:
+                self._forget()
             return
         if self._tail is None or self._tail.file != log.file:
             for old in self._missed(log):
@@ -74,6 +76,10 @@ class Timeline:
         if self.run.get("state") == "running" and not VmLock(self.folder).held():
             self._read(self._tail)  # it may have ended between the two looks
             self._died()
+
+    def _forget(self) -> None:
+        """The VM was destroyed: the next one of this name begins anew."""
+        self.stages, self.run, self._tail, self._seen = {}, {}, None, set()
 
     def _missed(self, log: RunLog) -> Iterator[Tail]:
         """What runs before this one said since the last look, the oldest first."""
