@@ -246,8 +246,8 @@ def test_one_that_grows_waits_though_its_record_is_lost(
     (fakes.paths.vm_dir("wt-a") / "stages.toml").unlink()
     monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
     fleet.run(a, "up", "--detach")
-    until(lambda: tickets.waiting() == ["wt-a"])
-    assert fleet.runs() == {"wt-b"}, "it is ended: two that grow would wait for each other"
+    # It is ended while it waits: two that grow would wait for each other.
+    until(lambda: tickets.waiting() == ["wt-a"] and fleet.runs() == {"wt-b"})
     fleet.run(b, "down")
     fleet.run(a, "wait")
     assert "its memory changed: 1 → 2: the VM is restarted" in fleet.said("wt-a")
