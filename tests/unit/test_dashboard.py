@@ -85,6 +85,8 @@ ORIGIN = {"origin": "http://127.0.0.1:7000"}
         ("GET", "/", {**MINE, "host": "127.0.0.1"}, Verdict.REFUSE),
         ("GET", "/", {**MINE, "host": "127.0.0.1:7001"}, Verdict.REFUSE),
         ("GET", "/", {"cookie": "vmoat-7000=S"}, Verdict.REFUSE),
+        ("GET", "http://evil.example/?token=T", HOST, Verdict.REFUSE),
+        ("GET", "//evil.example/events?page=P", MINE, Verdict.REFUSE),
         ("DELETE", "/", MINE, Verdict.REFUSE),
         ("OPTIONS", "/act?page=P", {**MINE, **ORIGIN}, Verdict.REFUSE),
     ],
@@ -198,6 +200,15 @@ def ask(
     return found
 
 
+def raw(server: Dashboard, method: str, target: str, headers: dict[str, str], body: str) -> bytes:
+    """The answer to a request as it is written here."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: 127.0.0.1:{server.server_port}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=10) as client:
+        client.sendall("\r\n".join([*lines, "Connection: close", "", body]).encode())
+        return client.makefile("rb").read()
+
+
 def mine(server: Dashboard) -> dict[str, str]:
     """The headers of a request from the page itself."""
     gate = server.gate
@@ -230,6 +241,14 @@ def test_a_second_host_header_opens_nothing(served: Dashboard) -> None:
         assert client.makefile("rb").read().startswith(b"HTTP/1.1 403")
 
 
+def test_a_hundred_connections_that_say_nothing_keep_nobody_out(served: Dashboard) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            where = ("127.0.0.1", served.server_port)
+            stack.enter_context(socket.create_connection(where, timeout=20))
+        assert ask(served, "GET", "/", **mine(served))[0] == 200
+
+
 def test_the_first_page_gives_the_cookie_and_goes_on(served: Dashboard) -> None:
     code, headers, body = ask(served, "GET", f"/?token={served.gate.token}")
     assert code == 200
@@ -245,8 +264,8 @@ def test_the_first_page_gives_the_cookie_and_goes_on(served: Dashboard) -> None:
 
 
 def test_only_the_pages_own_files_are_served(served: Dashboard) -> None:
-    for target in ("/../server.py", "/vendor/../../server.py", "//etc/passwd", "/vendor",
-                   "/vendor/lit-html/LICENSE", "/missing.js"):  # fmt: skip
+    for target in ("/../server.py", "/vendor/../../server.py", "/%2e%2e/server.py", "/vendor",
+                   "/vendor/lit-html/LICENSE", "/missing.js", f"/{'a' * 5000}.js"):  # fmt: skip
         assert ask(served, "GET", target, **mine(served))[0] == 404, target
     assert ask(served, "GET", "/vendor/lit-html/lit-html.js", **mine(served))[0] == 200
 
@@ -258,6 +277,9 @@ def test_a_button_runs_its_command_in_a_worktree_that_is_shown(served: Dashboard
     assert served.actions.of("wt-a")["up"]["code"] == 0
     for bad in ({"key": "/etc", "verb": "up"}, {"key": "wt-a", "verb": "destroy"}, [], "x"):
         assert ask(served, "POST", act, bad, **mine(served))[0] == 404
+    deep = {**mine(served), "Content_Length": "4000"}
+    answer = raw(served, "POST", act, deep, "[" * 4000)
+    assert answer.startswith(b"HTTP/1.1 404")
     plain = {**mine(served), "Content_Type": "text/plain"}  # what a form could send
     assert ask(served, "POST", act, good, **plain)[0] == 404
     other = {**mine(served), "Origin": "http://127.0.0.1:8080"}

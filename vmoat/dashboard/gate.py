@@ -79,6 +79,8 @@ class Gate:
         host = headers.get("host", "")
         if host not in hosts or method not in ("GET", "POST"):
             return Verdict.REFUSE
+        if not target.startswith("/") or target.startswith("//"):  # names a host of its own
+            return Verdict.REFUSE
         parts = urlsplit(target)
         if method == "GET" and parts.path == "/" and parts.query:
             return self._welcome(parts.query, headers)

@@ -75,6 +75,7 @@ class Dashboard(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # of five, a sixth that comes at once waits for a second
     block_on_close = False  # a stream ends with its page or with the process
 
     def __init__(
@@ -169,9 +170,11 @@ class Handler(BaseHTTPRequestHandler):
         if kind is None or any(word in ("", ".", "..") for word in words):
             return self._refuse(404)
         file = resources.files("vmoat.dashboard").joinpath("page", *words)
-        if not file.is_file():
+        try:
+            body = file.read_bytes()
+        except (OSError, ValueError):  # ValueError: a NUL in the name
             return self._refuse(404)
-        return self._send(file.read_bytes(), kind)
+        return self._send(body, kind)
 
     # the buttons
 
@@ -197,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
             return {}
         try:
             found = json.loads(self.rfile.read(int(size)))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
