@@ -48,13 +48,9 @@ def started(vm: Vm, stage: str, since: float) -> bool:
 
 
 def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
-    """The guest is rebooted from inside, which ends its QEMU; then the worker is killed in the
-    middle of vm, apt, script and stack.
-    """
+    """QEMU first; then the worker in the middle of vm, apt, script and stack."""
     assert set(slow.processes()) >= {"qemu", "passt", "guard"}
-    before, qemu = slow.ok("cat /proc/sys/kernel/random/boot_id"), slow.processes()["qemu"]
-    slow.root_sh("systemctl reboot", timeout=60)
-    wait_until(lambda: not alive(qemu), 90)
+    kill(slow.processes()["qemu"])
     status = slow.status()
     assert status["state"] == "broken"
     assert any("QEMU ended" in reason for reason in status["reasons"])
@@ -84,7 +80,6 @@ def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
     runs = Counter(slow.ran(began))
     assert max(runs[stage] for stage in ("vm", "apt", "script", "stack")) <= 2, runs
     assert slow.ok("echo 6*7 | bc") == "42"
-    assert slow.ok("cat /proc/sys/kernel/random/boot_id") != before
     assert slow.plan() == {}
 
 

@@ -33,6 +33,22 @@ def test_dockerd_is_stopped_inside(second: Vm) -> None:
     assert (status["healthy"], status["reasons"]) == (True, [])
 
 
+@pytest.mark.long  # a whole shutdown and two boots
+def test_the_guest_is_rebooted_from_inside(second: Vm) -> None:
+    """Its QEMU goes on, with another boot: nothing that was started there runs any more."""
+    before = second.ok("cat /proc/sys/kernel/random/boot_id")
+    console = second.folder / "console.log"
+    second.root_sh("systemctl reboot", timeout=60)
+    wait_until(lambda: "reboot: Restarting system" in console.read_text(errors="replace"), 120)
+    since = time.time()
+    second.up()
+    assert second.ok("cat /proc/sys/kernel/random/boot_id") != before
+    assert "stack" in second.ran(since)
+    assert not {"apt", "script"} & set(second.ran(since))
+    assert second.status()["healthy"]
+    assert second.plan() == {}
+
+
 def test_down_and_up_again(lab: Lab, second: Vm) -> None:
     """The down command runs in the worktree, with the stack's environment; one that fails is told,
     and ends nothing.

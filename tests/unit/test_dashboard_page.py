@@ -17,7 +17,6 @@ from timing import until
 from vmoat.dashboard import tickets
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
-from vmoat.dashboard.gate import Gate
 from vmoat.dashboard.hub import Hub
 from vmoat.dashboard.logs import Source
 from vmoat.dashboard.server import Dashboard
@@ -150,20 +149,6 @@ def test_a_reload_and_a_second_tab_show_it_still(page: Page, served: Dashboard) 
         page.js(f"window.before = true; {way}")
         page.until("!window.before && !!document.querySelector('.link.live')")
     assert page.js("location.hash") == ""
-
-
-def test_an_old_tab_comes_back_once_the_new_dashboard_was_opened(
-    page: Page, served: Dashboard, chrome: Browser
-) -> None:
-    served.gate = Gate(served.server_port)  # what a new one on this port differs in
-    page.js("document.dispatchEvent(new Event('visibilitychange'))")
-    page.until("!!document.querySelector('.link.lost')")
-    other = chrome.page()
-    other.open(served.gate.url)
-    other.until("!!document.querySelector('.link.live')")
-    page.until("!!document.querySelector('.link.live')")
-    other.open("about:blank")
-    chrome.events.clear()  # the refusals are in the console
 
 
 def test_the_file_that_vmoat_opens_leads_to_the_page(

@@ -15,8 +15,7 @@ if (location.hash.length > 1) {
   localStorage.setItem("page", location.hash.slice(1));
   history.replaceState(null, "", "/");
 }
-// Read at each use: another dashboard may have come, and handed its own to another tab.
-const secret = () => localStorage.getItem("page") ?? "";
+const secret = localStorage.getItem("page") ?? "";
 
 const state = {
   link: "new", // new, live, lost
@@ -36,7 +35,7 @@ let stream = null;
 function connect() {
   stream?.close();
   const log = logs.key ? { key: logs.key, log: logs.source } : {};
-  stream = new EventSource(`events?${new URLSearchParams({ page: secret(), ...log })}`);
+  stream = new EventSource(`events?${new URLSearchParams({ page: secret, ...log })}`);
   stream.onerror = lost;
   on("fleet", fleet);
   on("history", (past) => { state.past = new Map(Object.entries(past)); });
@@ -93,7 +92,7 @@ document.addEventListener("visibilitychange", () => (document.hidden ? stream.cl
 async function act(vm, verb, stop = false) {
   const shown = logs.key === vm.key && logs.source === "test";
   if (verb === "test" && !stop && !shown) logs.open(vm.key, "test");
-  await fetch(`act?${new URLSearchParams({ page: secret() })}`, {
+  await fetch(`act?${new URLSearchParams({ page: secret })}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ key: vm.key, verb, stop }),
