@@ -30,7 +30,7 @@ def in_turn(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[No
 
 def _hold(file: Path, waits: Callable[[], None]) -> int:
     while True:
-        fd = _open(file)
+        fd = opened(file)
         try:
             if not take(fd):
                 waits()
@@ -51,7 +51,7 @@ def tried(file: Path, *, make: bool = False) -> Iterator[bool]:
     be made and cannot be.
     """
     try:
-        fd = _open(file) if make else os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        fd = opened(file) if make else os.open(file, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         yield True
         return
@@ -105,7 +105,8 @@ def _try(fd: int, kind: int) -> bool:
     return True
 
 
-def _open(file: Path) -> int:
+def opened(file: Path) -> int:
+    """A lock's file, made if need be; raises MISSING where it cannot be."""
     try:
         return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

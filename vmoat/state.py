@@ -149,10 +149,7 @@ class VmLock:
     def take(self, *, wait: float = 0) -> bool:
         """Whether the lock is ours now; tries for ``wait`` seconds."""
         paths.make_private(self.file.parent)
-        try:
-            fd = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise paths.unwritable(self.file.parent, error) from error
+        fd = locks.opened(self.file)
         deadline = time.monotonic() + wait
         while True:
             if not locks.take(fd):

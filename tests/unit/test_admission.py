@@ -45,6 +45,13 @@ class Fleet:
         done = self.world.vmoat(*words, cwd=folder, code=code)
         return done.stdout + done.stderr
 
+    def full(self) -> tuple[Path, Path]:
+        """Worktrees `a` and `b`, whose VMs run and have all the room."""
+        a, b = (self.worktree(name) for name in ("a", "b"))
+        self.run(a, "up")
+        self.run(b, "up")
+        return a, b
+
     def said(self, name: str) -> str:
         """All that the last run of a VM said: who follows it late may see only its end."""
         log = current_run(fakes.paths.vm_dir(name))
@@ -108,9 +115,9 @@ def test_five_at_once_where_two_fit(fleet: Fleet) -> None:
 def test_a_large_one_is_not_overtaken_by_small_ones(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, large, small = (fleet.worktree(name) for name in ("a", "b", "large", "small"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, b = fleet.full()
+    large = fleet.worktree("large")
+    small = fleet.worktree("small")
     monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
     fleet.start(large, "up", "--detach").wait(LIMIT)
     until(lambda: tickets.waiting() == ["wt-large"])
@@ -130,9 +137,9 @@ def test_a_large_one_is_not_overtaken_by_small_ones(
 
 
 def test_a_killed_waiter_leaves_the_queue(fleet: Fleet) -> None:
-    a, b, dead, next_ = (fleet.worktree(name) for name in ("a", "b", "dead", "next"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, _ = fleet.full()
+    dead = fleet.worktree("dead")
+    next_ = fleet.worktree("next")
     fleet.run(dead, "up", "--detach")
     until(lambda: tickets.waiting() == ["wt-dead"])
     fleet.run(next_, "up", "--detach")
@@ -145,9 +152,8 @@ def test_a_killed_waiter_leaves_the_queue(fleet: Fleet) -> None:
 
 
 def test_a_waiter_that_is_cancelled_leaves_the_queue(fleet: Fleet) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    fleet.full()
+    third = fleet.worktree("third")
     up = fleet.start(third, "up")
     until(lambda: tickets.waiting() == ["wt-third"])
     fleet.run(third, "down")
@@ -156,9 +162,8 @@ def test_a_waiter_that_is_cancelled_leaves_the_queue(fleet: Fleet) -> None:
 
 
 def test_a_watcher_sees_what_is_waited_for_and_its_time_limit_holds(fleet: Fleet) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, _ = fleet.full()
+    third = fleet.worktree("third")
     for limit in ("3", "30"):  # until it has come to its waiting
         done = fleet.world.vmoat("up", "--json", "--timeout", limit, cwd=third, code=6)
         events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -173,9 +178,8 @@ def test_a_watcher_sees_what_is_waited_for_and_its_time_limit_holds(fleet: Fleet
 
 
 def test_no_wait_ends_with_7_and_names_what_runs(fleet: Fleet) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, _ = fleet.full()
+    third = fleet.worktree("third")
     said = fleet.run(third, "up", "--no-wait", code=7)
     assert "wt-third needs 1 GiB, and 0 of the 2 GiB" in said
     assert "wt-a runs" in said
@@ -215,9 +219,8 @@ def test_a_start_that_fails_gives_its_room_back(
 
 
 def test_a_restart_keeps_its_room(fleet: Fleet) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, _ = fleet.full()
+    third = fleet.worktree("third")
     fleet.run(third, "up", "--detach")
     until(lambda: tickets.waiting() == ["wt-third"])
     fleet.run(a, "up", "--force", "vm")
@@ -226,9 +229,7 @@ def test_a_restart_keeps_its_room(fleet: Fleet) -> None:
 
 
 def test_one_that_grows_waits_for_the_rest(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = (fleet.worktree(name) for name in ("a", "b"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, b = fleet.full()
     monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
     fleet.run(a, "up", "--detach")
     until(lambda: tickets.waiting() == ["wt-a"])
@@ -240,9 +241,7 @@ def test_one_that_grows_waits_for_the_rest(fleet: Fleet, monkeypatch: pytest.Mon
 def test_one_that_grows_waits_though_its_record_is_lost(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = (fleet.worktree(name) for name in ("a", "b"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, b = fleet.full()
     (fakes.paths.vm_dir("wt-a") / "stages.toml").unlink()
     monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
     fleet.run(a, "up", "--detach")
@@ -257,9 +256,7 @@ def test_one_that_grows_waits_though_its_record_is_lost(
 def test_one_that_grows_and_will_not_wait_goes_on_with_what_it_has(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = (fleet.worktree(name) for name in ("a", "b"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, _ = fleet.full()
     monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
     said = fleet.run(a, "up", "--no-wait", code=7)
     assert "wt-a needs 2 GiB, and 1 of the 2 GiB" in said
@@ -275,9 +272,7 @@ def test_one_that_grows_and_will_not_wait_goes_on_with_what_it_has(
 def test_one_that_grows_has_an_idle_one_stopped_before_it_is_ended(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = (fleet.worktree(name) for name in ("a", "b"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    a, _ = fleet.full()
     os.utime(fakes.paths.vm_dir("wt-b") / use.MARK, (time.time() - 600,) * 2)
     monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
     monkeypatch.setenv("VMOAT_VM_MEMORY", "2")
@@ -311,9 +306,8 @@ def test_two_that_grow_at_once_come_up_one_after_the_other(
 def test_who_will_not_wait_has_an_idle_one_stopped_all_the_same(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    fleet.full()
+    third = fleet.worktree("third")
     monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
     assert "there is no room" in fleet.run(third, "up", "--no-wait", code=7), "both just used"
     os.utime(fakes.paths.vm_dir("wt-b") / use.MARK, (time.time() - 600,) * 2)
@@ -324,9 +318,8 @@ def test_who_will_not_wait_has_an_idle_one_stopped_all_the_same(
 def test_the_longest_idle_one_makes_room_where_that_is_wanted(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    _, b = fleet.full()
+    third = fleet.worktree("third")
     for name, ago in (("wt-a", 300), ("wt-b", 600)):
         os.utime(fakes.paths.vm_dir(name) / use.MARK, (time.time() - ago,) * 2)
     monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")
@@ -369,9 +362,8 @@ def test_two_that_fit_and_will_not_wait_both_start_at_once(fleet: Fleet) -> None
 
 
 def test_a_vm_whose_room_file_is_damaged_takes_what_it_was_started_with(fleet: Fleet) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    fleet.full()
+    third = fleet.worktree("third")
     for name, damage in (("wt-a", ""), ("wt-b", "nan")):
         (fakes.paths.vm_dir(name) / admission.ROOM).write_text(damage)
     assert "0 of the 2 GiB" in fleet.run(third, "up", "--no-wait", code=7)
@@ -468,9 +460,8 @@ def test_a_limit_that_is_changed_counts_for_those_that_wait(
 def test_where_a_stop_comes_to_nothing_the_next_idle_one_makes_room(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, third = (fleet.worktree(name) for name in ("a", "b", "third"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    fleet.full()
+    third = fleet.worktree("third")
     for name, ago in (("wt-a", 300), ("wt-b", 600)):
         os.utime(fakes.paths.vm_dir(name) / use.MARK, (time.time() - ago,) * 2)
     (fakes.place("wt-b") / "die").write_text("stop start")
@@ -483,9 +474,9 @@ def test_where_a_stop_comes_to_nothing_the_next_idle_one_makes_room(
 def test_who_has_one_stopped_and_is_killed_leaves_the_room_to_the_next(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, dead, next_ = (fleet.worktree(name) for name in ("a", "b", "dead", "next"))
-    fleet.run(a, "up")
-    fleet.run(b, "up")
+    fleet.full()
+    dead = fleet.worktree("dead")
+    next_ = fleet.worktree("next")
     fleet.run(dead, "name")
     os.utime(fakes.paths.vm_dir("wt-b") / use.MARK, (time.time() - 600,) * 2)
     monkeypatch.setenv("VMOAT_FLEET_EVICT", "idle")

@@ -83,11 +83,12 @@ def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return "", f"its id file cannot be read ({error.strerror})"
-        if owner.is_replaced() and _text(worktree / ".git") != f"gitdir: {owner.git_dir}":
+        linked = _text(worktree / ".git") == f"gitdir: {owner.git_dir}"
+        if owner.is_replaced() and not linked:
             return f"another repository is at {_home(owner.git_dir)}", ""
         if os.path.isdir(owner.git_dir):
             return f"nothing in {worktree} names this VM any more", ""
-        if _text(worktree / ".git") == f"gitdir: {owner.git_dir}":
+        if linked:
             return "", f"{worktree} is there, but no repository knows it (`git worktree repair`)"
         return f"the worktree {worktree} was removed", ""
     if words[:1] == [owner.vm_id]:

@@ -18,7 +18,7 @@ from vmoat.errors import VmoatError
 from vmoat.fleet import history, load, places, use
 from vmoat.fleet.history import History, StageRow
 from vmoat.forwards import RECORD, SERVICES, Record
-from vmoat.state import read_toml
+from vmoat.state import StageStore, Values, read_toml
 
 UP = ("running", "starting", "paused")
 """States in which a VM holds memory."""
@@ -159,7 +159,8 @@ def look(name: str) -> Row:
     past = history.read(folder)
     status, disk = _asked(owner.driver, name)
     seconds, memory = load.measure(status.pids.values())
-    spec = _spec(folder)
+    started = StageStore(folder).values("vm")
+    spec = _spec(started)
     state = status.state
     if past.working and state in ("absent", "stopped", "broken"):
         state = "starting"
@@ -173,7 +174,7 @@ def look(name: str) -> Row:
         state=state,
         reasons=() if state == "starting" else status.reasons,
         working=past.working,
-        health=_health(past, status, folder),
+        health=_health(past, status, started),
         urls=tuple(_urls(folder, owner.vm_id, state)),
         cpus=int(spec.get("cpus", 0)),
         cpu_seconds=round(seconds, 2),
@@ -199,20 +200,14 @@ def _asked(driver: str, name: str) -> tuple[VmStatus, int]:
         return VmStatus("broken", (why,)), 0
 
 
-def _spec(folder: Path) -> dict[str, Any]:
-    """What the VM was last started with (the `vm` stage's record)."""
-    found = _vm_record(folder).get("spec")
+def _spec(started: Values) -> dict[str, Any]:
+    """What the VM was last started with, by the `vm` stage's record."""
+    found = started.get("spec")
     return found if isinstance(found, dict) else {}
 
 
-def _vm_record(folder: Path) -> dict[str, Any]:
-    done = read_toml(folder / "stages.toml").get("done")
-    found = done.get("vm") if isinstance(done, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def _health(past: History, status: VmStatus, folder: Path) -> str:
-    if status.state != "running" or _vm_record(folder).get("boot") != status.boot:
+def _health(past: History, status: VmStatus, started: Values) -> str:
+    if status.state != "running" or started.get("boot") != status.boot:
         return "unknown"  # what was said of another boot says nothing
     states = {stage.name: stage.state for stage in past.stages}
     if "failed" in (states.get("stack"), states.get("health")):

@@ -40,11 +40,7 @@ class Held:
         Raises MISSING where it cannot be written: nothing is held then.
         """
         self.file = file
-        self._fd = -1
-        try:
-            self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise paths.unwritable(file.parent, error) from error
+        self._fd = locks.opened(file)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             self.write(text)
