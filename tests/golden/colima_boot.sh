@@ -99,7 +99,12 @@ redirect_dir=off,index=off,metacopy=off,xino=off" vmoat-git "$1" ||
 view /home/ann/src/app/.git
 [ ! -s /etc/vmoat/local.sh ] || sh /etc/vmoat/local.sh || failed=1
 [ -z "$failed" ] || exit 1
-[ "$new" = 0 ] || echo "$VMOAT_FILES" >/etc/vmoat/equipped
+if [ "$new" != 0 ]; then
+  # Known as unpacked once it is on the disk: a VM that is killed soon after its first boot would
+  # have lost its files, and cloud-init would make other host keys in the next.
+  systemd-run --quiet --no-block --collect --unit=vmoat-sync sh -c \
+    "sync -f /etc && echo $VMOAT_FILES >/etc/vmoat/equipped && sync -f /etc"
+fi
 echo "$VMOAT_TOKEN" >/run/vmoat/boot
 say "ready $VMOAT_TOKEN"
 # While Colima still sets up dockerd: the first `docker compose up` would wait for their pages.
