@@ -55,6 +55,8 @@ def test_the_files_that_vmoat_expects_in_a_guest_are_there() -> None:
     assert "fsmonitor = false" in files["etc/vmoat/gitconfig"]
     assert "includeIf" not in files["etc/vmoat/gitconfig"], "it is shown no prepared index"
     assert "credsStore" in files["etc/vmoat/docker.json"]
+    settings = files["etc/sysctl.d/60-vmoat.conf"].splitlines()
+    assert "kernel.panic = 1" in settings, "a kernel that panics starts again"
     for name in ("usr/lib/vmoat/watch", "usr/local/bin/docker-credential-vmoat",
                  "etc/systemd/system/vmoat-watch.service", "etc/vmoat/local.sh"):  # fmt: skip
         assert name in files

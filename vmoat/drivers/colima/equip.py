@@ -41,6 +41,12 @@ CLOUD = """\
 ssh_deletekeys: false
 """
 
+PANIC = """\
+# vmoat: a kernel that panics starts again, as one under emulation may (QEMU's TCG: an int3 of
+# patched code is taken for an oops); Lima would wait ten minutes for its ssh.
+kernel.panic = 1
+"""
+
 WATCH = """\
 [Service]
 RuntimeDirectory=vmoat
@@ -255,6 +261,7 @@ def files(boot: Boot, given: Given) -> dict[str, tuple[int, str]]:
     found |= {
         "etc/ssh/sshd_config.d/00-vmoat.conf": (0o644, SSHD),
         "etc/cloud/cloud.cfg.d/99-vmoat.cfg": (0o644, CLOUD),
+        "etc/sysctl.d/60-vmoat.conf": (0o644, PANIC),
         "usr/lib/vmoat/boot": (0o755, boot_script(boot)),
         "usr/lib/vmoat/watch": (0o755, watch_helper(boot.walled)),
         "usr/lib/vmoat/profile": (0o644, _template("etc/profile")),
