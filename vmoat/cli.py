@@ -76,7 +76,7 @@ def _run(words: list[str]) -> int:
         from vmoat import patience
 
         run = getattr(module, args.command.target)
-        call_off = patience.begin(command, out)
+        call_off = patience.begin(command, out, quiet=getattr(args, "quiet", False))
         try:
             if len(args.branches or ()) > 1:
                 from vmoat.commands.several import each

@@ -36,12 +36,12 @@ Not `exec`, `ssh`, `cp` and `logs`: their stderr is the program's own, and they 
 """
 
 
-def begin(command: str, out: Output) -> Callable[[], None]:
+def begin(command: str, out: Output, *, quiet: bool = False) -> Callable[[], None]:
     """Have it said, once, after ``SOON`` seconds; returns what calls that off.
 
-    A terminal is told nothing: who sits there sees what goes on.
+    A terminal is told nothing: who sits there sees what goes on.  Nor is who asked for quiet.
     """
-    if command not in LONG or out.stderr.isatty():
+    if quiet or command not in LONG or out.stderr.isatty():
         return lambda: None
     import threading
 

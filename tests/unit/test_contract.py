@@ -271,6 +271,7 @@ def test_only_what_takes_long_says_something(monkeypatch: pytest.MonkeyPatch) ->
     quick, slow = (Output(io.StringIO(), io.StringIO()) for _ in range(2))
     patience.begin("down", quick)()
     monkeypatch.setattr(patience, "SOON", 0.05)
+    patience.begin("gc", quick, quiet=True)
     call_off = patience.begin("down", slow)
     said = f"[vmoat] still at it; {patience.LONG['down']}\n"
     until(lambda: slow.stderr.getvalue() == said)  # type: ignore[attr-defined]
