@@ -84,7 +84,7 @@ def _start(ctx: Context) -> None:
         ctx.driver.create(ctx.spec, ctx.say)
     ctx.driver.start(ctx.spec, ctx.notice)
     sleep.end(ctx.instance.folder)
-    (ctx.instance.folder / volumes.KEPT).unlink(missing_ok=True)  # gc's: it is somebody's again
+    volumes.begin(ctx.instance.folder)
     ctx.forget_facts()
     ctx.guest.connect(timeout=BOOT_LIMIT)
     if warning := dockercontext.ensure(

@@ -24,6 +24,16 @@ def record(folder: Path, names: Iterable[str]) -> None:
     write_toml(folder / RECORD, {"names": list(names)})
 
 
+def begin(folder: Path) -> None:
+    """The VM is started: it is somebody's, and may come to have other volumes than are on record.
+
+    Not told by times alone: a clock may be set back in between.
+    """
+    (folder / KEPT).unlink(missing_ok=True)
+    if found := read_toml(folder / RECORD):
+        write_toml(folder / RECORD, {**found, "outdated": True})
+
+
 def recorded(folder: Path) -> tuple[str, ...]:
     """Those that it had when it was stopped last; () also where nothing was recorded."""
     return tuple(map(str, read_toml(folder / RECORD).get("names", ())))
@@ -36,6 +46,8 @@ def known(folder: Path) -> tuple[str, ...] | None:
     try:
         at = (folder / RECORD).stat().st_mtime_ns
     except OSError:
+        return None
+    if read_toml(folder / RECORD).get("outdated"):
         return None
     runs = [folder / "stages.toml", *(folder / "runs").glob("*.ndjson")]
     if any(_written(file) > at for file in runs):
