@@ -14,16 +14,18 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmoat import paths
 from vmoat.errors import Code, VmoatError
 from vmoat.locks import in_turn
-from vmoat.state import CANCEL_LIMIT, VmLock, cancel_run
+from vmoat.state import CANCEL_LIMIT, VmLock, cancel_run, read_toml
 from vmoat.worktree import Worktree
 
+CLAIMS = ".claims"
+"""Beside the VMs' folders: one claim at a time on this machine, as names are looked at, freed and
+taken.  While it is held, a VM may have its folder, and its worktree no id file yet."""
 NAME_LIMIT = 48
 """Characters of a name: a host name holds 63, and colima's profiles add their own prefix."""
 
@@ -82,6 +84,27 @@ def common_of(git_dir: Path) -> Path:
     return git_dir.parent.parent if git_dir.parent.name == "worktrees" else git_dir
 
 
+def home_of(git_dir: Path) -> Path:
+    """The git folder that a worktree's, or a submodule's, lies in: the outermost, which is the
+    repository's own (gitrepository-layout(5), "worktrees" and "modules").
+    """
+    for folder in reversed(git_dir.parents):
+        below = git_dir.relative_to(folder).parts[0]
+        if below in ("worktrees", "modules") and is_repository(folder):
+            return folder
+    return common_of(git_dir)
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether it is a git folder that is there and can be read; an empty mount point is none."""
+    try:
+        os.stat(folder / "HEAD")
+        some = (folder / "objects").is_dir() or (folder / "commondir").is_file()
+        return some and os.access(folder, os.R_OK | os.X_OK)
+    except OSError:
+        return False
+
+
 def _identity(git_dir: Path) -> str:
     """What tells a repository from another that is made in its place; "" where there is none.
 
@@ -90,13 +113,13 @@ def _identity(git_dir: Path) -> str:
     one that was freed for the next folder.  Without the device, whose number changes as disks come
     and go.
     """
-    common = common_of(git_dir)
+    home = home_of(git_dir)
     try:
-        inode = common.stat().st_ino
+        inode = home.stat().st_ino
     except OSError:
         return ""
     try:
-        return f"{inode} {(common / 'description').stat().st_mtime_ns}"
+        return f"{inode} {(home / 'description').stat().st_mtime_ns}"
     except OSError:
         return f"{inode} 0"
 
@@ -130,6 +153,8 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     if found is None:
         return None
     owner = read_owner(found[1])
+    if owner is None and _made_as(found[1]) == found[0]:
+        return _known_again(worktree, *found, follow=follow)
     if owner is None or owner.vm_id != found[0]:
         return _known_aside(worktree, *found, follow=follow)
     if (owner.git_dir, owner.worktree) == (worktree.git_dir, worktree.path):
@@ -143,6 +168,20 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     if follow:
         _write_owner(found[1], _owner(found[0], worktree, owner.driver))
     return Instance(found[1], found[0])
+
+
+def _known_again(worktree: Worktree, vm_id: str, name: str, *, follow: bool) -> Instance:
+    """The VM whose owner file is damaged: the id file and the driver's record agree on it."""
+    if follow:
+        driver = "colima" if "home" in read_toml(paths.vm_dir(name) / "driver.toml") else "qemu"
+        _write_owner(name, _owner(vm_id, worktree, driver))
+    return Instance(name, vm_id)
+
+
+def _made_as(name: str) -> str:
+    """The id of a VM whose owner file is damaged, by its driver's record; "" for none."""
+    record = paths.vm_dir(name) / "driver.toml"
+    return str(read_toml(record).get("vm_id", "")) if is_damaged(name) else ""
 
 
 def _known_aside(
@@ -185,7 +224,7 @@ def claim(worktree: Worktree, prefix: str, driver: str) -> Instance:
     mine = known(worktree)
     if mine is not None:
         return mine
-    with _claims():
+    with in_turn(paths.make_private(paths.vms_dir()) / CLAIMS):
         return known(worktree) or _claim(worktree, prefix, driver)
 
 
@@ -208,13 +247,6 @@ def _owner(vm_id: str, worktree: Worktree, driver: str) -> Owner:
     return Owner(
         vm_id, worktree.git_dir, worktree.path, driver, mounts, _identity(worktree.git_dir)
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _claims() -> Iterator[None]:
-    """One claim at a time on this machine: names are looked at, freed and taken."""
-    with in_turn(paths.make_private(paths.vms_dir()) / ".claims"):
-        yield
 
 
 def look(worktree: Worktree, prefix: str) -> Instance:
@@ -259,7 +291,7 @@ def mounts_of(*folders: Path) -> tuple[Path, ...]:
 
 
 def read_owner(name: str) -> Owner | None:
-    """Who owns a name; None where nobody does."""
+    """Who owns a name; None where nobody does, and where the file is damaged."""
     try:
         rows = (paths.vm_dir(name) / "owner").read_bytes().split(b"\n")
     except OSError:
@@ -268,8 +300,30 @@ def read_owner(name: str) -> Owner | None:
         return None
     fields = [os.fsdecode(row) for row in [*rows, b"", b""][:5]]
     vm_id, git_dir, worktree, driver, repository = fields
+    if not re.fullmatch(r"[0-9a-f]{16}", vm_id) or not os.path.isabs(git_dir):
+        return None
     mounts = tuple(Path(os.fsdecode(row)) for row in rows[5:] if row)
     return Owner(vm_id, Path(git_dir), Path(worktree), driver, mounts, repository)
+
+
+def is_damaged(name: str) -> bool:
+    """Whether a VM has an owner file that tells nothing: it is cut off, or cannot be read."""
+    try:
+        os.lstat(paths.vm_dir(name) / "owner")
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
+    return read_owner(name) is None
+
+
+def ids() -> set[str]:
+    """The ids of all VMs that the state folder knows; with "" where one cannot be told."""
+    found = set()
+    for folder in paths.vms_dir().glob("[!.]*"):
+        if is_damaged(folder.name):
+            found.add(_made_as(folder.name))
+        elif vm_id := paths.vm_id(folder.name):
+            found.add(vm_id)
+    return found
 
 
 def _read_id(git_dir: Path) -> tuple[str, str] | None:
@@ -313,17 +367,23 @@ def _set_aside(name: str, holder: Owner) -> None:
         # A claim that was killed half way, or a VM that was never made.
         shutil.rmtree(paths.vm_dir(name))
         return
-    _end_work(name)
-    with contextlib.suppress(FileNotFoundError):  # `vmoat gc` was first, and removed it
-        os.rename(paths.vm_dir(name), paths.vm_dir(_aside(name, holder.vm_id)))
+    lock = _end_work(name)
+    try:
+        # Under its lock: a gc that found it to be nobody's must not come to act on the next.
+        with contextlib.suppress(FileNotFoundError):  # `vmoat gc` was first, and removed it
+            os.rename(paths.vm_dir(name), paths.vm_dir(_aside(name, holder.vm_id)))
+    finally:
+        lock.free()
 
 
 def _aside(name: str, vm_id: str) -> str:
     return f"{name[: NAME_LIMIT - 9].rstrip('-')}-{vm_id[:8]}"
 
 
-def _end_work(name: str) -> None:
-    """A worker that still brings up the removed worktree knows its folder by this name."""
+def _end_work(name: str) -> VmLock:
+    """The VM's lock: a worker that still brings up the removed worktree knows its folder by this
+    name.
+    """
     lock = VmLock(paths.vm_dir(name))
     cancel_run(paths.vm_dir(name))
     if not lock.take(wait=CANCEL_LIMIT):
@@ -332,7 +392,7 @@ def _end_work(name: str) -> None:
             hint=f"end the process {lock.holder()}, or wait for it",
             code=Code.BUSY,
         )
-    lock.free()
+    return lock
 
 
 def _write_owner(name: str, owner: Owner) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from pathlib import Path
 
 from vmoat import graph, instance, paths, tunnels, view, watch
 from vmoat.commands import attend, context, using
@@ -351,6 +352,8 @@ def destroy(args: argparse.Namespace, out: Output) -> int:
 
 def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
     owner = instance.read_owner(args.name) if instance.is_name(args.name) else None
+    if owner is None and instance.is_name(args.name) and instance.is_damaged(args.name):
+        owner = instance.Owner("", Path(), Path("(not known)"))
     if owner is None:
         known = sorted(folder.name for folder in paths.vms_dir().glob("[!.]*"))
         raise VmoatError(
@@ -362,7 +365,10 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
     cancel_run(mine.folder)
     lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
     try:
-        removal.remove(mine, owner.driver)
+        if mine.vm_id:
+            removal.remove(mine, owner.driver)
+        else:
+            removal.remove_ownerless(mine.name)
     finally:
         lock.free()
     out.say(f"{mine.name}: removed")

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmoat import locks
+from vmoat.errors import Code, VmoatError
+
+WORKED_ON = "somebody works with it"
+KNOWN = "a VM has it by now"
+"""Why something is left after all."""
 
 
 @dataclass(frozen=True)
@@ -24,26 +29,37 @@ class Leftover:
     why: str
     size: int
     """Bytes that it takes on this machine."""
-    remove: Callable[[], None]
-    """Removes it, if it still is what it was; quiet where it is gone already."""
+    remove: Callable[[], str]
+    """Removes it, if it still is what it was, and returns why it was left, "" when it is gone.
+    Raises VM where it cannot be removed."""
     since: float = 0.0
     """When it was last written (unix time), for what may hold volumes: kept for the grace from then
     on.  0 for what holds none."""
 
 
-def locked_remover(thing: Path, lock: Path) -> Callable[[], None]:
+def locked_remover(thing: Path, lock: Path) -> Callable[[], str]:
     """Removes while it holds the lock of whoever makes such things."""
 
-    def remove() -> None:
+    def remove() -> str:
         with locks.tried(lock) as mine:
-            if not mine:
-                return
-            if thing.is_dir():
-                shutil.rmtree(thing, ignore_errors=True)
-            else:
-                thing.unlink(missing_ok=True)
+            if mine:
+                clear(thing)
+        return "" if mine else WORKED_ON
 
     return remove
+
+
+def clear(thing: Path) -> None:
+    """Remove a file, or a folder with all in it; quiet where there is none.  Raises VM where some
+    of it stays.
+    """
+    if thing.is_dir():
+        shutil.rmtree(thing, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            thing.unlink()
+    if os.path.lexists(thing):
+        raise VmoatError(f"{thing} could not be removed", hint="remove it by hand", code=Code.VM)
 
 
 def folders(place: Path) -> list[Path]:

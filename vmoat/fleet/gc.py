@@ -57,6 +57,8 @@ class Plan:
     steps: tuple[Step, ...]
     left: tuple[Row, ...]
     """VMs that are left alone though their worktree is not to be seen."""
+    again: tuple[str, ...] = ()
+    """VMs that are somebody's, and were nobody's at an earlier gc: their grace is over with."""
 
     @property
     def items(self) -> list[Item]:
@@ -72,27 +74,21 @@ def plan(rows: Sequence[Row], *, grace: float, current: str, now: float) -> Plan
     steps = [_vm_step(row, grace, now) for row in rows if row.orphan]
     going = [row.vm_id for row, step in zip(_orphans(rows), steps, strict=True)
              if step.item.action == "remove"]  # fmt: skip
-    for found in leftovers.find(current=current, grace=grace, going=going, now=now):
-        until = found.since + grace
-        action = "keep" if found.since and until > now else "remove"
-        item = Item(found.kind, found.name, action, found.why, found.size)
+    for thing in leftovers.find(current=current, grace=grace, going=going, now=now):
+        until = thing.since + grace
+        action = "keep" if thing.since and until > now else "remove"
+        item = Item(thing.kind, thing.name, action, thing.why, thing.size)
         if action == "keep":
             item = replace(item, until=until)
-        steps.append(Step(item, _quietly(found.remove)))
+        steps.append(Step(item, thing.remove))
     left = tuple(row for row in rows if row.left)
-    return Plan(tuple(steps), left)
+    found = [row for row in rows if row.worktree_exists and not row.orphan and not row.left]
+    again = tuple(row.name for row in found if _since(paths.vm_dir(row.name)))
+    return Plan(tuple(steps), left, again)
 
 
 def _orphans(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.orphan]
-
-
-def _quietly(remove: Callable[[], None]) -> Callable[[], str]:
-    def act() -> str:
-        remove()
-        return ""
-
-    return act
 
 
 # --- VMs -----------------------------------------------------------------------------------------
@@ -145,14 +141,22 @@ def _under_lock(row: Row, act: Callable[[], None]) -> str:
         return f"process {lock.holder() or '?'} works on it"
     try:
         owner = instance.read_owner(row.name)
-        if (owner.vm_id if owner else "") != row.vm_id:
+        if (owner.vm_id if owner else "") != row.vm_id or instance.is_damaged(row.name):
             return "another VM has its name by now"
-        if owner is not None and not places.find(owner).orphan:
-            return "its worktree is there again"
+        if owner is not None and (why := _not_gone(owner)):
+            return why
         act()
     finally:
         lock.free()
     return ""
+
+
+def _not_gone(owner: instance.Owner) -> str:
+    """Why the VM is somebody's after all: it may have been claimed just now."""
+    with locks.tried(paths.vms_dir() / instance.CLAIMS) as mine:
+        if not mine:
+            return "a VM gets its name just now"
+        return "" if places.find(owner).orphan else "its worktree is there again"
 
 
 def _remove(row: Row) -> None:
@@ -181,6 +185,9 @@ def carry_out(plan: Plan, tell: Callable[[Item], None] = lambda item: None) -> l
     """Do it all, one after the other; what fails stops nothing else.  ``tell`` is given each item
     as it is done.
     """
+    for name in plan.again:
+        with contextlib.suppress(OSError):
+            (paths.vm_dir(name) / volumes.KEPT).unlink(missing_ok=True)
     ended = []
     for step in plan.steps:
         item = step.item

@@ -13,26 +13,31 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from vmoat import dockercontext, instance, locks, paths
+from vmoat import dockercontext, instance, locks, paths, ssh
 from vmoat.drivers.qemu import disks
+from vmoat.errors import VmoatError
 from vmoat.fleet import oldimages, removal
-from vmoat.fleet.found import Leftover, folders, locked_remover, newest, weight
+from vmoat.fleet.found import (
+    KNOWN,
+    WORKED_ON,
+    Leftover,
+    clear,
+    folders,
+    locked_remover,
+    newest,
+    weight,
+)
 from vmoat.state import VmLock
 
 
-def known_ids() -> set[str]:
-    """The ids of all VMs that the state folder knows."""
-    return {paths.vm_id(folder.name) for folder in paths.vms_dir().glob("[!.]*")} - {""}
-
-
 def unknown(short: str) -> bool:
-    """Whether no VM has an id that begins so."""
-    return bool(short) and not any(vm_id.startswith(short) for vm_id in known_ids())
+    """Whether no VM has an id that begins so; not while there is one whose id cannot be told."""
+    known = instance.ids()
+    return bool(short) and "" not in known and not any(one.startswith(short) for one in known)
 
 
 def find(*, current: str, grace: float, going: Collection[str], now: float) -> list[Leftover]:
@@ -97,12 +102,14 @@ def _made_here(home: Path) -> bool:
         return False
 
 
-def _colima_remover(folder: Path) -> Callable[[], None]:
-    def remove() -> None:
+def _colima_remover(folder: Path) -> Callable[[], str]:
+    def remove() -> str:
         from vmoat.drivers.colima import ending, homes
 
-        if unknown(folder.name):
-            ending.delete_own(homes.Place(folder, homes.PROFILE))
+        if not unknown(folder.name):
+            return KNOWN
+        ending.delete_own(homes.Place(folder, homes.PROFILE))
+        return ""
 
     return remove
 
@@ -130,10 +137,11 @@ def _deleted_logs() -> Iterator[tuple[int, bytes]]:
                 yield pid, target.removesuffix(b" (deleted)")
 
 
-def _ender(pid: int, log: bytes) -> Callable[[], None]:
-    def end() -> None:
+def _ender(pid: int, log: bytes) -> Callable[[], str]:
+    def end() -> str:
         if (pid, log) in list(_deleted_logs()):
             removal.end([pid])
+        return "it does not end" if (pid, log) in list(_deleted_logs()) else ""
 
     return end
 
@@ -171,16 +179,21 @@ def _is_ours(runtime: Path) -> bool:
     if runtime.parent == paths.state_home() / "run":
         return True
     try:
-        return os.fsencode(paths.vms_dir()) + b"/" in (runtime / "ssh_config").read_bytes()
-    except OSError:
+        text = os.fsdecode((runtime / "ssh_config").read_bytes())
+        quoted = ssh.quote(f"{paths.vms_dir()}/", tokens=True)[:-1]
+    except (OSError, VmoatError):
         return False
+    # From its begin: another state folder's path may end with the whole of ours.
+    return f" {quoted}" in text or f" {paths.vms_dir()}/" in text
 
 
-def _runtime_remover(folder: Path) -> Callable[[], None]:
-    def remove() -> None:
-        if unknown(folder.name):
-            removal.end_clients(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+def _runtime_remover(folder: Path) -> Callable[[], str]:
+    def remove() -> str:
+        if not unknown(folder.name):
+            return KNOWN
+        removal.end_clients(folder)
+        clear(folder)
+        return ""
 
     return remove
 
@@ -206,18 +219,23 @@ def _socket_folder(file: Path) -> Path | None:
         return None
 
 
-def _context_remover(file: Path, vm_id: str) -> Callable[[], None]:
-    def remove() -> None:
-        if dockercontext.owner(file) == vm_id and unknown(vm_id):
-            shutil.rmtree(file.parent, ignore_errors=True)
+def _context_remover(file: Path, vm_id: str) -> Callable[[], str]:
+    def remove() -> str:
+        if not unknown(vm_id):
+            return KNOWN
+        if dockercontext.owner(file) == vm_id:
+            clear(file.parent)
+        return ""
 
     return remove
 
 
-def _checked(folder: Path, vm_id: str) -> Callable[[], None]:
-    def remove() -> None:
-        if unknown(vm_id) and not _runs_elsewhere(vm_id):
-            disks.discard(folder)
+def _checked(folder: Path, vm_id: str) -> Callable[[], str]:
+    def remove() -> str:
+        if not unknown(vm_id) or _runs_elsewhere(vm_id):
+            return KNOWN
+        disks.discard(folder)
+        return ""
 
     return remove
 
@@ -231,12 +249,12 @@ def _vm_names() -> list[str]:
 
 def _claims() -> Iterator[Leftover]:
     """Folders of claims that were killed before they had a name."""
-    claims = paths.vms_dir() / ".claims"
+    claims = paths.vms_dir() / instance.CLAIMS
     for folder in paths.vms_dir().glob(".*"):
         if re.fullmatch(r"\.[0-9a-f]{16}", folder.name) and not locks.held(claims):
             yield Leftover(
                 "draft", str(folder), "a VM's first start was killed before it had a name",
-                weight(folder), locked_remover(folder, paths.vms_dir() / ".claims"),
+                weight(folder), locked_remover(folder, claims),
             )  # fmt: skip
 
 
@@ -274,13 +292,17 @@ def _old(file: Path) -> bool:
     return time.time() - newest(file) > 60
 
 
-def _vm_draft_remover(file: Path, name: str) -> Callable[[], None]:
-    def remove() -> None:
+def _vm_draft_remover(file: Path, name: str) -> Callable[[], str]:
+    def remove() -> str:
         lock = VmLock(paths.vm_dir(name))
-        if paths.vm_dir(name).is_dir() and lock.take():
-            try:
-                file.unlink(missing_ok=True)
-            finally:
-                lock.free()
+        if not paths.vm_dir(name).is_dir():
+            return ""  # gone with its VM
+        if not lock.take():
+            return WORKED_ON
+        try:
+            clear(file)
+        finally:
+            lock.free()
+        return ""
 
     return remove

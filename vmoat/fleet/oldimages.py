@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vmoat import locks, paths
 from vmoat.drivers.qemu import disks
-from vmoat.fleet.found import Leftover, folders, locked_remover, newest, weight
+from vmoat.fleet.found import KNOWN, WORKED_ON, Leftover, folders, locked_remover, newest, weight
 
 DRAFT_SECONDS = 86_400.0
 """An import that lasts longer was given up: its draft has no lock."""
@@ -30,13 +30,15 @@ def _images(current: str, before: float, going: Collection[str]) -> Iterator[Lef
 
     used = image_users(without=going)
     for folder in folders(paths.images_dir()):
-        if folder.name.startswith(".") or folder.name in used or folder.name == current:
+        if not folder.name.isalnum() or folder.name in used or newest(folder) > before:
             continue
-        if image.ready(folder.name) and newest(folder) <= before:
-            yield Leftover(
-                "image", folder.name, "it is of an older recipe, and no disk stands on it",
-                weight(folder), _image_remover(folder),
-            )  # fmt: skip
+        if not image.ready(folder.name):
+            why = "its removal was cut short, and no disk stands on it"
+        elif folder.name != current:
+            why = "it is of an older recipe, and no disk stands on it"
+        else:
+            continue
+        yield Leftover("image", folder.name, why, weight(folder), _image_remover(folder))
 
 
 def image_users(*, without: Collection[str] = ()) -> dict[str, list[str]]:
@@ -49,13 +51,18 @@ def image_users(*, without: Collection[str] = ()) -> dict[str, list[str]]:
     return found
 
 
-def _image_remover(folder: Path) -> Callable[[], None]:
-    def remove() -> None:
+def _image_remover(folder: Path) -> Callable[[], str]:
+    def remove() -> str:
         from vmoat.drivers.qemu import image
 
         with locks.tried(folder.with_name(f".{folder.name}.lock")) as mine:
-            if mine and folder.is_dir() and folder.name not in image_users():
+            if not mine:
+                return WORKED_ON
+            if folder.name in image_users():
+                return KNOWN
+            if folder.is_dir():
                 image.remove(folder.name)
+        return ""
 
     return remove
 

@@ -74,7 +74,8 @@ def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
     """(why it is an orphan, why nothing is concluded)."""
     if missing := [place for place in owner.mounts if not os.path.ismount(place)]:
         return "", f"{missing[0]} is not mounted"
-    if not _is_readable(owner.git_dir):
+    home = instance.home_of(owner.git_dir)
+    if not any(map(instance.is_repository, (owner.git_dir, home))):
         return "", f"the repository at {_home(owner.git_dir)} is not there, or cannot be read"
     if os.path.lexists(owner.git_dir / "locked"):
         return "", "" if exists else "the worktree is locked (`git worktree lock`)"
@@ -83,7 +84,7 @@ def _verdict(owner: Owner, worktree: Path, exists: bool) -> tuple[str, str]:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return "", f"its id file cannot be read ({error.strerror})"
-        linked = _text(worktree / ".git") == f"gitdir: {owner.git_dir}"
+        linked = _names(worktree, owner.git_dir)
         if owner.is_replaced() and not linked:
             return f"another repository is at {_home(owner.git_dir)}", ""
         if os.path.isdir(owner.git_dir):
@@ -110,24 +111,12 @@ def _home(git_dir: Path) -> Path:
     return common.parent if common.name == ".git" else common
 
 
-def _is_readable(git_dir: Path) -> bool:
-    """Whether the git folder, or the one that it would lie in, is a repository that is there.
-
-    An empty mount point is none.
+def _names(worktree: Path, git_dir: Path) -> bool:
+    """Whether the worktree's ``.git`` file names the git folder: by a path that may be relative
+    (``--relative-paths``, submodules), or go through links.
     """
-    return any(_is_repository(folder) for folder in (git_dir, *git_dir.parents))
-
-
-def _is_repository(folder: Path) -> bool:
-    try:
-        head = os.stat(folder / "HEAD")
-        return bool(head) and os.access(folder, os.R_OK | os.X_OK) and _has_objects(folder)
-    except OSError:
-        return False
-
-
-def _has_objects(folder: Path) -> bool:
-    return (folder / "objects").is_dir() or (folder / "commondir").is_file()
+    kind, _, path = _text(worktree / ".git").partition("gitdir: ")
+    return not kind and bool(path) and os.path.realpath(worktree / path) == str(git_dir)
 
 
 def _text(file: Path) -> str:

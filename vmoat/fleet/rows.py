@@ -150,9 +150,10 @@ def look(name: str) -> Row:
     owner = instance.read_owner(name)
     looked = time.monotonic()
     if owner is None:
+        lost = "" if instance.is_damaged(name) else _LOST
         return Row(
             name, "", "", "", "", "", "broken", ("it has no owner file",), worktree_exists=False,
-            orphan="its owner file is gone: a removal was cut short", looked=looked,
+            orphan=lost, left="" if lost else _DAMAGED.format(name=name), looked=looked,
             disk_bytes=_allocated(folder),
         )  # fmt: skip
     place = places.find(owner)
@@ -188,6 +189,13 @@ def look(name: str) -> Row:
         left=place.left,
         looked=looked,
     )
+
+
+_LOST = "its owner file is gone: a removal was cut short"
+_DAMAGED = (
+    "its owner file is damaged: `vmoat up` in its worktree mends it, `vmoat destroy {name}` "
+    "removes it"
+)
 
 
 def _asked(driver: str, name: str) -> tuple[VmStatus, int]:
