@@ -24,7 +24,7 @@ from conftest import World, git
 from timing import until
 
 from vmoat import netports, paths
-from vmoat.dashboard import tickets
+from vmoat.dashboard import record, tickets
 from vmoat.dashboard.actions import Actions
 from vmoat.dashboard.facts import Facts
 from vmoat.dashboard.gate import Gate, Verdict
@@ -610,6 +610,34 @@ def test_a_second_dashboard_prints_the_firsts_url(homes: Path) -> None:
     assert urls[0].partition("token=")[0] == url.partition("token=")[0]
     assert urls[0] != url
     assert urls[1].partition("token=")[0] != url.partition("token=")[0]
+
+
+def test_a_dashboard_that_has_just_begun_is_waited_for(homes: Path) -> None:
+    """It holds its lock before the lock's file and the record say who it is."""
+    first = record.lock()
+    assert first.take()
+    first.file.write_text("")
+    second = start_dashboard("--json")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1)
+    first.file.write_text(str(os.getpid()))
+    record.write(7433, "T")
+    told = json.loads(second.communicate(timeout=60)[0])
+    assert (told["port"], told["pid"]) == (7433, os.getpid())
+
+
+def test_one_that_ends_while_it_is_waited_for_is_followed(homes: Path) -> None:
+    first = record.lock()
+    assert first.take()
+    second = start_dashboard("--no-open")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1)
+    first.free()
+    assert second.stdout is not None
+    url = second.stdout.readline().strip()
+    second.terminate()
+    second.communicate(timeout=60)
+    assert url.startswith("http://127.0.0.1:")
 
 
 def test_the_browsers_arguments_hold_no_secret(

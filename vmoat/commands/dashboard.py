@@ -26,8 +26,9 @@ from vmoat.output import Output
 def dashboard(args: argparse.Namespace, out: Output) -> int:
     """Serve the page until Ctrl-C, or print the URL of the one that is served already."""
     lock = record.lock()
-    if not lock.take():
-        return _second(args, out)
+    while not lock.take():
+        if _second(args, out):
+            return int(Code.OK)
     try:
         with _ends_with_the_terminal():
             _serve(args, out)
@@ -38,17 +39,19 @@ def dashboard(args: argparse.Namespace, out: Output) -> int:
     return int(Code.OK)
 
 
-def _second(args: argparse.Namespace, out: Output) -> int:
+def _second(args: argparse.Namespace, out: Output) -> bool:
+    """Whether the first one was told; False where it has ended meanwhile."""
     found = record.running()
-    if found is None:
+    if found is not None:
+        out.say("a dashboard runs already")
+        _tell(Gate(found.port, token=found.token), found.pid, args, out)
+    elif record.lock().held():
         raise VmoatError(
             "a dashboard of this user runs, and does not say where",
             hint="end it with Ctrl-C in its terminal, and start another",
             code=Code.BUSY,
         )
-    out.say("a dashboard runs already")
-    _tell(Gate(found.port, token=found.token), found.pid, args, out)
-    return int(Code.OK)
+    return found is not None
 
 
 def _serve(args: argparse.Namespace, out: Output) -> None:

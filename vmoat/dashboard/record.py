@@ -39,12 +39,16 @@ def read() -> Record | None:
         return None
 
 
-def running(patience: float = 3.0) -> Record | None:
-    """The dashboard that runs; waits for one that has just begun to write itself down."""
+def running(patience: float = 20.0) -> Record | None:
+    """The dashboard that runs; waits for one that has just begun to write itself down.
+
+    None where none runs any more, and where the one that does says nothing within ``patience``
+    seconds.
+    """
     deadline = time.monotonic() + patience
-    while holder := lock().holder():
+    while lock().held():  # who has it just taken is not in it yet
         found = read()
-        if found is not None and found.pid == holder:
+        if found is not None and found.pid == lock().holder():
             return found
         if time.monotonic() > deadline:
             return None
