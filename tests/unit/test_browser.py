@@ -528,7 +528,8 @@ def test_a_good_page_is_clean() -> None:
 
 def test_exceptions_and_console_errors_are_kept_with_their_place() -> None:
     thrown = {"text": "Uncaught", "url": "http://localhost/a.js", "lineNumber": 6,
-              "exception": {"description": "Error: no\n    at a.js"}}  # fmt: skip
+              "exception": {"subtype": "error", "description": "Error: no\n    at a.js"},
+    }  # fmt: skip
     logged = {"type": "error", "args": [{"value": "count"}, {"value": 3}, {"type": "undefined"}],
               "stackTrace": {"callFrames": [{"url": "http://localhost/b.js", "lineNumber": 0}]},
     }  # fmt: skip

@@ -38,6 +38,7 @@ PAGES = {
     "setTimeout(() => { throw new Error('late'); }, 100); Promise.reject(new Error('lost'));"
     "</script><img src='/missing.png'>",
     "/moved": "<script>location.href = '/good'</script>",
+    "/lost": "<script>location.href = 'http://localhost:2/away'</script>",
     "/endless": "<h1>before</h1><script src='/never'></script>",
     "/loud": "<title>true</title><script>console.error('y'.repeat(10e6));"
     "String.prototype.slice = () => 'a lie';"
@@ -49,11 +50,21 @@ PAGES = {
     "<script>new Worker('/work.js')</script>",
     "/frame": "<script>fetch('/missing-in-frame'); throw new Error('in a frame')</script>",
     "/work.js": "fetch('/missing-in-worker'); throw new Error('in a worker')",
+    "/shared": "<script>new SharedWorker('/shared.js')</script>",
+    "/shared.js": "fetch('/missing-in-shared'); throw new Error('in a shared worker')",
+    "/sockets": "<script>const there = 'ws://localhost:PORT/missing-socket';"
+    "new WebSocket(there); new WebSocket(there + '?left').close();</script>",
+    "/thrown": "<script>Promise.reject('no network'); throw {code: 7, why: 'late'}</script>"
+    "<script>console.error(null, true, [1, 'a'], {job: {id: 3}, name: 'x'})</script>",
     "/offer": "<title>offer</title><h1>here it comes</h1>"
     "<script>location.href = '/download'</script>",
     "/download": "what nobody asked for",
 }
-TYPES = {"/work.js": "text/javascript", "/download": "application/octet-stream"}
+TYPES = {
+    "/work.js": "text/javascript",
+    "/shared.js": "text/javascript",
+    "/download": "application/octet-stream",
+}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -188,6 +199,12 @@ def test_a_site_that_does_not_answer(tmp_path: Path) -> None:
     assert row["error"].startswith("net::ERR_")
 
 
+def test_a_page_that_goes_where_nobody_answers_has_no_status(site: str, tmp_path: Path) -> None:
+    report = take(f"{site}/lost", tmp_path).report
+    assert (report["final_url"], report["status"]) == ("http://localhost:2/away", None)
+    assert not report["ok"]
+
+
 def test_a_page_that_never_ends_is_shown_as_far_as_it_came(site: str, tmp_path: Path) -> None:
     began = time.monotonic()
     taken = take(f"{site}/endless", tmp_path, limit=2)
@@ -257,6 +274,33 @@ def test_errors_of_workers_and_of_other_sites_frames_are_the_pages(
     failed = sorted(row["url"].rpartition("/")[2] for row in report["failed_requests"])
     assert failed == ["missing-in-frame", "missing-in-worker"]
     assert report["quiet"]
+
+
+def test_a_shared_worker_is_the_pages_too(site: str, tmp_path: Path) -> None:
+    """And its script, whose end the worker tells, is not waited for until time is up."""
+    report = take(f"{site}/shared", tmp_path).report
+    assert "exception" in {e["kind"] for e in report["errors"] if "in a shared worker" in e["text"]}
+    assert [row["url"] for row in report["failed_requests"]] == [f"{site}/missing-in-shared"]
+    assert report["quiet"]
+
+
+def test_a_websocket_that_fails_is_a_failed_request(site: str, tmp_path: Path) -> None:
+    """But not one that the page itself gave up."""
+    report = take(f"{site}/sockets", tmp_path).report
+    (row,) = report["failed_requests"]
+    there = f"{site}/missing-socket".replace("http", "ws")
+    assert (row["url"], row["type"]) == (there, "WebSocket")
+    assert "404" in row["error"]
+    assert not report["ok"]
+
+
+def test_whatever_is_thrown_or_logged_can_be_read(site: str, tmp_path: Path) -> None:
+    report = take(f"{site}/thrown", tmp_path).report
+    assert sorted(row["text"] for row in report["errors"]) == [
+        "Uncaught (in promise) no network",
+        'Uncaught {code: 7, why: "late"}',
+        'null true [1, "a"] {job: Object, name: "x"}',
+    ]
 
 
 def test_no_page_puts_a_file_on_this_machine(

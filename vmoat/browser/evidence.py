@@ -6,6 +6,7 @@ Runtime, Log, Target).
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ BY_ITSELF = "/favicon.ico"
 ENDLESS = frozenset({"EventSource", "Ping", "Media"})
 """Requests that may stay open for as long as the page does."""
 UNFINISHED = "no end in time"
+LEFT_SOCKET = "WebSocket is closed before the connection is established."
+"""The error of a WebSocket that the page itself closed (websocket_channel_impl.cc); React's strict
+mode opens every second one in vain."""
+
+OPENED = frozenset({"plain", "array"})
+"""Kinds of objects whose content is told; errors, nodes, dates and the like say what they are."""
 
 Problem = dict[str, Any]
 
@@ -55,6 +62,8 @@ class Evidence:
         """What is wrong with the VM's own certificate, which was taken all the same."""
         self.status: int | None = None
         """HTTP status of the page's last document."""
+        self._answerer = ""
+        """The loader whose document has that status."""
         self._clock = clock
         self._open: dict[str, Request] = {}
         self._told: set[str] = set()
@@ -106,7 +115,11 @@ class Evidence:
 
     def _thrown(self, params: dict[str, Any], session: str) -> None:
         details = params["exceptionDetails"]
-        text = details.get("exception", {}).get("description") or details.get("text", "")
+        text, thrown = details.get("text", ""), details.get("exception", {})
+        if thrown.get("subtype") == "error":
+            text = thrown.get("description") or text
+        elif thrown:  # anything may be thrown; the text is but "Uncaught (in promise)"
+            text = f"{text} {_shown(thrown)}"
         self.error("exception", text, details.get("url", ""), _line(details))
 
     def _console(self, params: dict[str, Any], session: str) -> None:
@@ -137,7 +150,7 @@ class Evidence:
     def _answered(self, params: dict[str, Any], session: str) -> None:
         status = int(params["response"]["status"])
         if params.get("type") == "Document" and params.get("frameId") == self.frame:
-            self.status = status
+            self.status, self._answerer = status, params.get("loaderId", "")
         if status >= 400:
             self._failed(params, status=status)
 
@@ -153,6 +166,16 @@ class Evidence:
             )
             error = params.get("errorText", "")
             self._failed(params, error=f"{error} ({blocked})" if blocked else error)
+        self._ended(params, session)
+
+    def _socket_began(self, params: dict[str, Any], session: str) -> None:
+        row = {"url": plain(params["url"]), "method": "GET", "type": "WebSocket"}
+        self._open[params["requestId"]] = Request(row, session, "")
+        self._last = self._clock()
+
+    def _socket_broke(self, params: dict[str, Any], session: str) -> None:
+        if params["errorMessage"] != LEFT_SOCKET:
+            self._failed(params, error=plain(params["errorMessage"]))
         self._ended(params, session)
 
     def _failed(
@@ -181,6 +204,8 @@ class Evidence:
             return
         self.loaded = False
         mine = frame.get("loaderId", "")
+        if frame.get("unreachableUrl") and mine != self._answerer:
+            self.status = None  # the browser's own page, in place of one that nobody answered for
         self._open = {
             key: request
             for key, request in self._open.items()
@@ -205,6 +230,10 @@ HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
     "Network.responseReceived": Evidence._answered,
     "Network.loadingFinished": Evidence._ended,
     "Network.loadingFailed": Evidence._broke,
+    "Network.webSocketCreated": Evidence._socket_began,
+    "Network.webSocketHandshakeResponseReceived": Evidence._ended,
+    "Network.webSocketFrameError": Evidence._socket_broke,
+    "Network.webSocketClosed": Evidence._ended,
     "Page.frameNavigated": Evidence._navigated,
     "Page.loadEventFired": Evidence._load,
     "Page.downloadWillBegin": Evidence._download,
@@ -228,7 +257,28 @@ def _line(place: dict[str, Any]) -> int:
 
 
 def _shown(value: dict[str, Any]) -> str:
-    """A console argument (Runtime.RemoteObject) as text."""
+    """A value of the page's (Runtime.RemoteObject) as its console shows it."""
     if "value" in value:
-        return str(value["value"])
+        return value["value"] if isinstance(value["value"], str) else json.dumps(value["value"])
+    if value.get("subtype", "plain") in OPENED and "preview" in value:
+        return _content(value["preview"])
     return str(value.get("description") or value.get("unserializableValue") or value.get("type"))
+
+
+def _content(preview: dict[str, Any]) -> str:
+    """An object's first properties (Runtime.ObjectPreview): `{id: 3, name: "x"}`, `[1, 2]`."""
+    is_list = preview.get("subtype") == "array"
+    parts = [
+        _part(row) if is_list else f"{row['name']}: {_part(row)}"
+        for row in preview.get("properties", ())
+    ]
+    text = ", ".join([*parts, *(["…"] if preview.get("overflow") else [])])
+    if is_list:
+        return f"[{text}]"
+    kind = preview.get("description", "Object")
+    return f"{{{text}}}" if kind == "Object" else f"{kind} {{{text}}}"
+
+
+def _part(row: dict[str, Any]) -> str:
+    value = str(row.get("value", row["type"]))
+    return json.dumps(value, ensure_ascii=False) if row["type"] == "string" else value

@@ -32,6 +32,9 @@ ABORTED = "net::ERR_ABORTED"
 """What a navigation ends with that leads to no page: a download, 204."""
 ERROR_PAGE_LIMIT = 3.0
 """Seconds for the browser's own page about a site that cannot be reached."""
+FOLLOW = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
+"""Each waits until it is watched: what a worker does first is told too."""
+SHARED = "shared_worker"
 TALLEST = 16384
 """Pixels of a whole page: what Chromium's compositor takes."""
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -87,8 +90,8 @@ class Page:
         """An event: what the page needs done at once, then the evidence."""
         if method == "Page.javascriptDialogOpening":  # it would wait for ever
             self._browser.send("Page.handleJavaScriptDialog", {"accept": True}, session)
-        elif method == "Target.attachedToTarget" and session:  # a frame of another site, a worker
-            self._watch(params["sessionId"])
+        elif method == "Target.attachedToTarget" and (session or _shared(params)):
+            self._watch(params["sessionId"])  # a frame of another site, a worker
         elif method == "Security.certificateError":
             self._judge(params, session)
         elif method == OVERSIZE:
@@ -118,6 +121,9 @@ class Page:
         self._browser.send("Security.enable", session=self.session)
         override = {"override": True}
         self._browser.send("Security.setOverrideCertificateErrors", override, self.session)
+        # Shared workers are the browser's, not the page's.
+        follow = {**FOLLOW, "filter": [{"type": SHARED}, {"exclude": True}]}
+        self._browser.send("Target.setAutoAttach", follow)
         tree = self._browser.call("Page.getFrameTree", session=self.session)
         self._evidence.frame = tree["frameTree"]["frame"]["id"]
 
@@ -125,9 +131,7 @@ class Page:
         send = self._browser.send
         for domain in ("Runtime", "Network", "Log", "Page", "Inspector"):
             send(f"{domain}.enable", session=session)
-        # It waits until it is watched: what a worker does first is told too.
-        follow = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
-        send("Target.setAutoAttach", follow, session)
+        send("Target.setAutoAttach", FOLLOW, session)
         send("Runtime.runIfWaitingForDebugger", session=session)
 
     def shoot(self, url: str, *, full: bool, limit: float) -> Shot:
@@ -239,6 +243,10 @@ class Page:
 
     def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._browser.call(method, params, self.session, limit=PICTURE_LIMIT)
+
+
+def _shared(attached: dict[str, Any]) -> bool:
+    return bool(attached["targetInfo"]["type"] == SHARED)
 
 
 def stem(text: str) -> Path:
