@@ -39,6 +39,7 @@ PAGES = {
     "</script><img src='/missing.png'>",
     "/moved": "<script>location.href = '/good'</script>",
     "/lost": "<script>location.href = 'http://localhost:2/away'</script>",
+    "/mail": "<h1>write</h1><script>location.href = 'mailto:a@example.org?attach=x'</script>",
     "/endless": "<h1>before</h1><script src='/never'></script>",
     "/loud": "<title>true</title><script>console.error('y'.repeat(10e6));"
     "String.prototype.slice = () => 'a lie';"
@@ -315,6 +316,21 @@ def test_no_page_puts_a_file_on_this_machine(
     assert not straight.ok
     assert ["a download" in row["text"] for row in straight.report["errors"]] == [True]
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_no_page_starts_a_program_of_this_machine(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chromium hands `mailto:` to the desktop without a question; and no load comes after it."""
+    programs, started = tmp_path / "bin", tmp_path / "started"
+    programs.mkdir()
+    for name in ("xdg-open", "xdg-email"):
+        (programs / name).write_text(f'#!/bin/sh\necho "$0 $@" >>{started}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    taken = take(f"{site}/mail", tmp_path)
+    assert (taken.ok, taken.report["loaded"]) == (True, True)
+    assert not started.exists()
 
 
 def test_a_dev_servers_own_certificate_is_taken_and_told(secure: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -46,7 +46,13 @@ class Browser:
     condition is waited for, and only then.
     """
 
-    def __init__(self, argv: Sequence[str], log: Path, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        on_event: OnEvent,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._log = log
         self._on_event = on_event
         self._answers: dict[int, dict[str, Any]] = {}
@@ -57,6 +63,7 @@ class Browser:
         with open(log, "wb") as errors:
             self._process = proc.spawn(
                 ["sh", "-c", ON_PIPES, "sh", *argv],
+                env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

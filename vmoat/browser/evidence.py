@@ -64,6 +64,7 @@ class Evidence:
         """HTTP status of the page's last document."""
         self._answerer = ""
         """The loader whose document has that status."""
+        self._has_document = False
         self._clock = clock
         self._open: dict[str, Request] = {}
         self._told: set[str] = set()
@@ -197,12 +198,20 @@ class Evidence:
         if session == self.session:
             self.loaded = True
 
+    def _stopped(self, params: dict[str, Any], session: str) -> None:
+        """The page's own window.stop(), or a way to another program (`mailto:`): no load follows.
+
+        Before the page has a document of its own it is the blank one's.
+        """
+        if params.get("frameId") == self.frame and self._has_document:
+            self.loaded = True
+
     def _navigated(self, params: dict[str, Any], session: str) -> None:
         """A new document: the load to come is its own, and of the one before no more is heard."""
         frame = params["frame"]
         if frame["id"] != self.frame:
             return
-        self.loaded = False
+        self.loaded, self._has_document = False, True
         mine = frame.get("loaderId", "")
         if frame.get("unreachableUrl") and mine != self._answerer:
             self.status = None  # the browser's own page, in place of one that nobody answered for
@@ -235,6 +244,7 @@ HANDLERS: dict[str, Callable[[Evidence, dict[str, Any], str], None]] = {
     "Network.webSocketFrameError": Evidence._socket_broke,
     "Network.webSocketClosed": Evidence._ended,
     "Page.frameNavigated": Evidence._navigated,
+    "Page.frameStoppedLoading": Evidence._stopped,
     "Page.loadEventFired": Evidence._load,
     "Page.downloadWillBegin": Evidence._download,
     "Inspector.targetCrashed": Evidence._crashed,

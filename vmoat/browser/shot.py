@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from vmoat import proc
 from vmoat.browser.argv import VIEWPORT
 from vmoat.browser.cdp import OVERSIZE, Browser
 from vmoat.browser.evidence import Evidence, plain
@@ -34,6 +35,10 @@ ERROR_PAGE_LIMIT = 3.0
 """Seconds for the browser's own page about a site that cannot be reached."""
 FOLLOW = {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True}
 """Each waits until it is watched: what a worker does first is told too."""
+LAUNCHERS = ("xdg-email", "xdg-open")
+"""What Chromium starts on Linux where a page goes to `mailto:`, without a question
+(external_protocol_handler.cc, platform_util_linux.cc): a branch's page has no mail to write.
+"""
 SHARED = "shared_worker"
 TALLEST = 16384
 """Pixels of a whole page: what Chromium's compositor takes."""
@@ -70,9 +75,19 @@ def take(argv: Sequence[str], url: str, log: Path, *, full: bool, limit: float) 
     Raises MISSING where the browser does not start.
     """
     evidence = Evidence()
-    with Browser(argv, log, lambda *event: page.take(*event)) as browser:
-        page = Page(browser, evidence)
-        return page.shoot(url, full=full, limit=limit)
+    with tempfile.TemporaryDirectory(dir=log.parent) as folder:
+        env = without_launchers(Path(folder))
+        with Browser(argv, log, lambda *event: page.take(*event), env) as browser:
+            page = Page(browser, evidence)
+            return page.shoot(url, full=full, limit=limit)
+
+
+def without_launchers(folder: Path) -> dict[str, str]:
+    """The environment of a browser that starts no other program; ``folder`` is empty, for it."""
+    for name in LAUNCHERS:
+        # A link: a script does not run where the folder's disk is mounted noexec.
+        (folder / name).symlink_to(proc.which("false") or "/bin/false")
+    return {"PATH": f"{folder}:{os.environ.get('PATH', os.defpath)}"}
 
 
 class Page:
