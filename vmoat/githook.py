@@ -24,6 +24,7 @@ SCRIPT = f"""\
 kept=$(dirname "$0")/{KEPT}
 code=0
 [ ! -x "$kept" ] || "$kept" "$@" || code=$?
+case $1 in *[!0]* | "") exit $code ;; esac # another commit was there before: nothing is new
 ! command -v vmoat >/dev/null 2>&1 || vmoat hook run "$@" </dev/null
 exit $code
 """
@@ -32,19 +33,22 @@ exit $code
 def folder(tree: Worktree) -> Path:
     """Where git looks for the hooks of this worktree; ``core.hooksPath`` counts.
 
-    Raises CONFIG where it lies in the worktree itself: the VM writes there, and the host's git
-    would run it.
+    Raises CONFIG where it lies in a worktree of the repository: its VM writes there, and the host's
+    git would run it.
     """
-    # Not `tree.git`, which turns hooks off.
+    # Not `tree.git`, which turns hooks off.  Named, for $GIT_DIR may be another repository's.
     said = proc.run(
         ["git", "-c", "core.fsmonitor=false", "-c", "safe.directory=*", "-C", tree.path,
+         "--git-dir", tree.git_dir, "--work-tree", tree.path,
          "rev-parse", "--path-format=absolute", "--git-path", "hooks"],
         code=Code.CONFIG,
     ).out  # fmt: skip
     found = Path(os.path.realpath(said.removesuffix("\n")))
-    if found.is_relative_to(tree.path) and not found.is_relative_to(tree.common_dir):
+    folders = [Path(os.path.realpath(c.path)) for c in tree.checkouts() if not c.bare]
+    inside = any(found.is_relative_to(folder) for folder in [tree.path, *folders])
+    if inside and not found.is_relative_to(tree.common_dir):
         raise VmoatError(
-            f"git's hooks are in the worktree, which the VM may write: {found} (core.hooksPath)",
+            f"git's hooks are in a worktree, which the VM may write: {found} (core.hooksPath)",
             hint=f'a line `vmoat hook run "$@"` in your own {NAME} there does the same',
             code=Code.CONFIG,
         )
@@ -54,42 +58,67 @@ def folder(tree: Worktree) -> Path:
 def install(hooks: Path) -> Path:
     """Write the hook; one that is there is kept and runs first.  Returns its file.
 
+    At no moment is there none: a full disk, a kill or a second `install` loses nobody's.
     Raises CONFIG where a kept one would be lost.
     """
     file, kept = hooks / NAME, hooks / KEPT
-    if os.path.lexists(file) and not is_ours(file):
-        if os.path.lexists(kept):
-            raise VmoatError(
-                f"{file} is not vmoat's, and {KEPT} beside it keeps another already",
-                hint="join the two by hand, then `vmoat hook install`",
-                code=Code.CONFIG,
-            )
-        os.rename(file, kept)
     hooks.mkdir(parents=True, exist_ok=True)
     draft = hooks / f".{NAME}.{os.getpid()}"
-    draft.write_text(SCRIPT)
-    draft.chmod(0o755)
-    os.replace(draft, file)
+    try:
+        draft.write_text(SCRIPT)
+        draft.chmod(0o755)
+        if os.path.lexists(file) and not is_ours(file):
+            _keep(file, kept)
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
     return file
 
 
+def _keep(file: Path, kept: Path) -> None:
+    try:
+        os.link(file, kept, follow_symlinks=False)
+    except FileExistsError as error:
+        if is_ours(file) or os.path.samestat(os.lstat(file), os.lstat(kept)):
+            return  # another `install` is there already, or came just so far
+        raise VmoatError(
+            f"{file} is not vmoat's, and {KEPT} beside it keeps another already",
+            hint="join the two by hand, then `vmoat hook install`",
+            code=Code.CONFIG,
+        ) from error
+    except OSError:  # not every file system has links
+        os.rename(file, kept)
+
+
 def remove(hooks: Path) -> bool:
-    """Take the hook away and put back the one that it kept; False where there is none of ours."""
+    """Take the hook away and put back the one that it kept, also where somebody else took it away.
+
+    False where there is none of ours.
+    """
     file, kept = hooks / NAME, hooks / KEPT
-    if not is_ours(file):
+    if os.path.lexists(file) and not is_ours(file):
         return False
-    if os.path.lexists(kept):
-        os.replace(kept, file)
-    else:
-        file.unlink()
+    if not os.path.lexists(kept):
+        there = file.exists()
+        file.unlink(missing_ok=True)
+        return there
+    os.replace(kept, file)
     return True
 
 
 def is_ours(file: Path) -> bool:
+    """Whether it is the hook that ``install`` writes; raises CONFIG where somebody added to it."""
     try:
-        return MARK in file.read_text(errors="replace")
+        text = file.read_text(errors="replace")
     except OSError:
         return False
+    if MARK in text and text != SCRIPT:
+        raise VmoatError(
+            f"{file} was changed since vmoat wrote it",
+            hint="move what was added to another file, remove this one, and try again",
+            code=Code.CONFIG,
+        )
+    return text == SCRIPT
 
 
 def is_new(words: list[str]) -> bool:

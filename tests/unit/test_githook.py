@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fakes
 import pytest
-from conftest import ALONE, World, git
+from conftest import ALONE, World, git, repository
 
 from vmoat import githook
 from vmoat.commands.agents import facts
@@ -127,6 +127,90 @@ def test_a_kept_hook_is_never_lost(there: World) -> None:
     assert "new" in (hooks / "post-checkout").read_text()
 
 
+@pytest.mark.parametrize("point", ["write_text", "link"])
+def test_an_install_that_breaks_off_leaves_the_hook_at_work(
+    there: World, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """A disk that is full, a kill between keeping the other's hook and writing vmoat's."""
+    hooks = there.repo / ".git/hooks"
+    own = hooks / "post-checkout"
+    own.write_text("#!/bin/sh\necho mine >&2\n")
+    own.chmod(0o755)
+
+    def full(*words: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full) if point == "write_text" else None
+        patch.setattr(os, "replace", full) if point == "link" else None
+        with pytest.raises(OSError, match="No space"):
+            githook.install(hooks)
+    assert add(there, "between").stderr == "mine\n"
+    there.vmoat("hook", "install")
+    assert add(there, "after").stderr == "mine\n"
+    there.vmoat("hook", "remove")
+    left = [file.name for file in hooks.iterdir() if "post-checkout" in file.name]
+    assert left == ["post-checkout"]
+    assert "mine" in own.read_text()
+
+
+def test_a_link_is_kept_as_a_link(there: World) -> None:
+    own = there.repo / ".git/hooks/post-checkout"
+    script = there.repo / ".git/mine"
+    script.write_text("#!/bin/sh\necho mine >&2\n")
+    script.chmod(0o755)
+    own.symlink_to("../mine")
+    there.vmoat("hook", "install")
+    assert "mine" in script.read_text()
+    assert add(there, "linked").stderr == "mine\n"
+    there.vmoat("hook", "remove")
+    assert os.readlink(own) == "../mine"
+
+
+def test_a_kept_hook_comes_back_where_vmoats_was_removed_by_hand(there: World) -> None:
+    own = there.repo / ".git/hooks/post-checkout"
+    own.write_text("#!/bin/sh\n# mine\n")
+    there.vmoat("hook", "install")
+    own.unlink()
+    assert "removed" in there.vmoat("hook", "remove").stderr
+    assert "mine" in own.read_text()
+
+
+def test_lines_that_somebody_added_to_the_hook_are_not_lost(there: World) -> None:
+    """As `git lfs update --manual` has people do."""
+    there.vmoat("hook", "install")
+    own = there.repo / ".git/hooks/post-checkout"
+    text = own.read_text().replace("code=0\n", 'code=0\ngit lfs post-checkout "$@"\n')
+    own.write_text(text)
+    for action in ("install", "remove"):
+        assert "was changed since" in there.vmoat("hook", action, code=3).stderr
+    assert own.read_text() == text
+
+
+def test_the_worktree_is_meant_and_not_the_environments_repository(
+    there: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a hook, or an alias, git names a repository there."""
+    other = repository(there.root / "other", {"a": "1"})
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    said = there.vmoat("hook", "install")
+    assert said.stdout == f"{there.repo}/.git/hooks/post-checkout\n"
+    assert not (other / ".git/hooks/post-checkout").exists()
+
+
+def test_a_checkout_does_not_start_vmoat_at_all(there: World) -> None:
+    """It is in the way of each step of a rebase or a bisect."""
+    there.vmoat("hook", "install")
+    (there.root / "bin/vmoat").write_text("#!/bin/sh\necho started >&2\nexit 9\n")
+    for words in (["checkout", "-qb", "b"], ["switch", "-q", "work"], ["checkout", "-q", "."]):
+        done = subprocess.run(
+            ["git", *words], cwd=there.tree, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (add(there, "new").returncode, add(there, "other").stderr) == (0, "started\n")
+
+
 def test_hooks_path_is_honoured(there: World) -> None:
     elsewhere = there.root / "hooks"
     git(there.repo, "config", "core.hooksPath", str(elsewhere))
@@ -137,9 +221,10 @@ def test_hooks_path_is_honoured(there: World) -> None:
     there.vmoat("wait", cwd=there.root / "new")
 
 
-@pytest.mark.parametrize("path", [".husky", "{tree}/.githooks"])
+@pytest.mark.parametrize("path", [".husky", "{tree}/.githooks", "{repo}/.githooks"])
 def test_hooks_that_the_vm_could_write_are_refused(there: World, path: str) -> None:
-    git(there.repo, "config", "core.hooksPath", path.format(tree=there.tree))
+    """This worktree's VM, or another's: all of the repository use the same hooks."""
+    git(there.repo, "config", "core.hooksPath", path.format(tree=there.tree, repo=there.repo))
     done = there.vmoat("hook", "install", code=3)
     assert "which the VM may write" in done.stderr
     assert 'vmoat hook run "$@"' in done.stderr

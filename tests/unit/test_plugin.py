@@ -287,6 +287,24 @@ def test_the_shim_says_how_to_install(tmp_path: Path) -> None:
     assert "pipx install vmoat" in done.stderr
 
 
+def test_two_copies_of_the_shim_do_not_call_each_other(tmp_path: Path) -> None:
+    """Another version of the plugin, or the session in which this one runs, has one on PATH too."""
+    env = shell(tmp_path / "bin", "cat", "dirname")
+    other = tmp_path / "other"
+    (tmp_path / "real" / "vmoat").mkdir(parents=True)  # a clone of vmoat, say, is no program
+    other.mkdir()
+    shutil.copy(PLUGIN / "bin/vmoat", other)
+    env["PATH"] += f":{other}:{PLUGIN / 'bin'}:{tmp_path / 'real'}"
+    for shim in (other / "vmoat", PLUGIN / "bin/vmoat"):
+        done = call(str(shim), "up", env=env, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (127, "")
+        assert done.stderr.count("ERROR") == 1
+    (tmp_path / "last").mkdir()
+    program(tmp_path / "last", "#!/bin/sh\nexit 5")
+    env["PATH"] += f":{tmp_path / 'last'}"
+    assert call("bin/vmoat", "up", env=env, cwd=tmp_path).returncode == 5
+
+
 def test_an_installed_vmoat_wins(tmp_path: Path) -> None:
     env = shell(tmp_path / "a b", "dirname", "cat")
     program(tmp_path / "a b", '#!/bin/sh\necho "real $# $2"\nexit 5\n')
