@@ -64,8 +64,9 @@ def _run(words: list[str]) -> int:
     out = Output()
     command, as_json = "", False
     try:
-        from vmoat.parser import parse
+        from vmoat.parser import asks_for_json, parse
 
+        as_json = asks_for_json(words)  # also where the rest of the line is wrong
         args = parse(words)
         command, as_json = args.command.name, getattr(args, "json", False)
         if args.verbose:

@@ -359,6 +359,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return space
 
 
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether the words, which may be no command line, ask a command for JSON that has it."""
+    if "--json" not in words:
+        return False
+    command = next((BY_NAME[word] for word in words if word in BY_NAME), None)
+    return command is not None and any("--json" in entry.names for entry in command.args)
+
+
 def one_branch(command: Command, branches: Sequence[str]) -> str | None:
     """The worktree that is named; the first of several where the command takes these."""
     if len(branches) > 1 and not command.several:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from vmoat import paths, proc
+from vmoat import paths, patience, proc
 from vmoat.context import Context
 from vmoat.errors import Code, VmoatError
 from vmoat.state import RunLog, VmLock, active_run, current_run, require_lock
@@ -141,6 +141,7 @@ def follow(ctx: Context, log: RunLog, view: View, *, timeout: float | None = Non
 
     Raises TIMEOUT after ``timeout`` seconds (the work goes on), and the run's own error.
     """
+    patience.follows()
     deadline = time.monotonic() + timeout if timeout is not None else None
     lock = VmLock(ctx.instance.folder)
     worker = 0

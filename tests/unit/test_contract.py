@@ -278,3 +278,54 @@ def test_only_what_takes_long_says_something(monkeypatch: pytest.MonkeyPatch) ->
     call_off()
     assert quick.stderr.getvalue() == ""  # type: ignore[attr-defined]
     assert set(patience.LONG) <= set(parser.BY_NAME)
+
+
+def test_what_is_not_begun_is_not_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that is busy answers late what is to be done; `vmoat wait` then finds no work."""
+    monkeypatch.setattr(patience, "SOON", 0.05)
+    monkeypatch.setattr(patience, "_follows", False)
+    early, late = (Output(io.StringIO(), io.StringIO()) for _ in range(2))
+    patience.begin("up", early)
+    until(lambda: "still at it" in early.stderr.getvalue())  # type: ignore[attr-defined]
+    assert "nothing is begun yet" in early.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "`vmoat up --detach` again" in early.stderr.getvalue()  # type: ignore[attr-defined]
+    patience.follows()
+    patience.begin("up", late)
+    until(lambda: "still at it" in late.stderr.getvalue())  # type: ignore[attr-defined]
+    assert "`vmoat wait` follows it" in late.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_command_with_tail_says_where_its_output_is_before_it_is_cut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.vmoat("up")
+    monkeypatch.setattr(patience, "SOON", 0.2)
+    monkeypatch.chdir(world.tree)
+    assert main(["exec", "--tail", "1", "echo one; sleep 2"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "one\n"
+    file = said.err.rpartition(": ")[2].strip()
+    assert "still at it" in said.err
+    assert Path(file).read_text() == "one\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ls", "--json", "--wrong"], ["up", "--json", "--timeout", "x"], ["image", "--json", "wrong"],
+     ["status", "--json", "extra"], ["-w", "a", "-w", "b", "plan", "--json"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_command_line_is_told_in_json_too(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == Code.USAGE
+    error = json.loads(capsys.readouterr().out)
+    assert (check(error), error["code"]) == ("error", 2)
+
+
+@pytest.mark.parametrize("words", [["ls", "--wrong"], ["exec", "--tail", "-1", "a", "--json"]])
+def test_who_asks_for_no_json_gets_none(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == Code.USAGE
+    assert capsys.readouterr().out == ""

@@ -179,6 +179,18 @@ def test_up_returns_in_time_and_wait_follows(world: World) -> None:
     assert world.reasons() == {}
 
 
+def test_a_stack_that_is_not_healthy_in_time_is_no_work_that_goes_on(world: World) -> None:
+    """Its exit code is that of a time limit; asked again and again, `wait` would say the same."""
+    world.set("health", "503")
+    config = world.tree / "vmoat.toml"
+    config.write_text(config.read_text().replace("timeout = 5", "timeout = 1"))
+    for name in ("up", "wait"):
+        failed = ask(world, name)
+        assert failed.is_error
+        assert failed.structured_content["exit_code"] == 6
+        assert "not healthy within 1 s" in failed.structured_content["message"]
+
+
 def test_a_cancelled_up_goes_on(world: World, mode: str) -> None:
     world.context()
     world.hold()

@@ -71,7 +71,8 @@ def wake(ctx: Context, args: argparse.Namespace, out: Output) -> None:
 
         from vmoat.commands.lifecycle import bring_up
 
-        out.say(f"{ctx.instance.name} {slept.words()}: starting it again")
+        out.say(f"{ctx.instance.name} {slept.words()}: starting it again; cut off, that goes on, "
+                "and `vmoat wait` follows it")  # fmt: skip
         # not with the command's own --json: stdout is its answer's
         bring_up(ctx, [], Namespace(verbose=args.verbose), out)
         ctx.forget_facts()

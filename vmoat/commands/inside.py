@@ -45,11 +45,14 @@ def _run(
     """The user's command; with ``--tail`` its output goes into a file, and the end is shown."""
     if tail is None:
         return ctx.guest.exec(words, tty=tty)
+    from vmoat import patience
     from vmoat.tail import last_lines
 
     file = ctx.instance.folder / f"{name}.out"
+    call_off = patience.after(lambda: f"cut off, it ends; what it wrote until then: {file}", out)
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
         code = ctx.guest.exec(words, output=stream)
+    call_off()
     rows, left_out = last_lines(file, tail)
     for row in rows:
         out.answer(printable(row))

@@ -223,7 +223,8 @@ async def _follow(vmoat: Invocation, *words: str) -> Run:
         vmoat.progress.event(line)
 
     ended = await vmoat.run(*words, on_out=take)
-    if ended.code not in (Code.OK, Code.TIMEOUT):
+    # A stack that was not healthy in time ends with the same code, and nothing goes on.
+    if ended.code not in (Code.OK, Code.TIMEOUT) or (ended.code and seen.over):
         raise calls.failure(ended)
     error = calls.failure(ended) if ended.code else None
     return Run(**bounds.bounded({
@@ -240,6 +241,7 @@ class Seen:
     def __init__(self) -> None:
         self.stages: dict[str, StageRun] = {}
         self.message = ""
+        self.over = False
 
     def take(self, line: str) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -251,7 +253,7 @@ class Seen:
                 entry = self.stages.setdefault(name, StageRun(stage=name, outcome=""))
                 entry.outcome, entry.seconds = event["outcome"], event["seconds"]
             elif kind == "run_end":
-                self.message = event["message"]
+                self.message, self.over = event["message"], True
 
 
 async def _command(
