@@ -6,6 +6,7 @@ previous HEAD, and its exit code becomes that of git.  All worktrees of a reposi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -36,14 +37,19 @@ def folder(tree: Worktree) -> Path:
     Raises CONFIG where it lies in a worktree of the repository: its VM writes there, and the host's
     git would run it.
     """
-    # Not `tree.git`, which turns hooks off.  Named, for $GIT_DIR may be another repository's.
+    # Not `tree.git`, which turns hooks off.
     said = proc.run(
         ["git", "-c", "core.fsmonitor=false", "-c", "safe.directory=*", "-C", tree.path,
-         "--git-dir", tree.git_dir, "--work-tree", tree.path,
          "rev-parse", "--path-format=absolute", "--git-path", "hooks"],
         code=Code.CONFIG,
     ).out  # fmt: skip
     found = Path(os.path.realpath(said.removesuffix("\n")))
+    if found.exists() and not found.is_dir():
+        raise VmoatError(
+            f"git looks for hooks in {found}, which is no folder (core.hooksPath)",
+            hint="name a folder there, or take the setting away",
+            code=Code.CONFIG,
+        )
     folders = [Path(os.path.realpath(c.path)) for c in tree.checkouts() if not c.bare]
     inside = any(found.is_relative_to(folder) for folder in [tree.path, *folders])
     if inside and not found.is_relative_to(tree.common_dir):
@@ -59,19 +65,25 @@ def install(hooks: Path) -> Path:
     """Write the hook; one that is there is kept and runs first.  Returns its file.
 
     At no moment is there none: a full disk, a kill or a second `install` loses nobody's.
-    Raises CONFIG where a kept one would be lost.
+    Raises CONFIG where a kept one would be lost, MISSING where the folder cannot be written.
     """
     file, kept = hooks / NAME, hooks / KEPT
-    hooks.mkdir(parents=True, exist_ok=True)
     draft = hooks / f".{NAME}.{os.getpid()}"
     try:
+        hooks.mkdir(parents=True, exist_ok=True)
         draft.write_text(SCRIPT)
         draft.chmod(0o755)
         if os.path.lexists(file) and not is_ours(file):
             _keep(file, kept)
         os.replace(draft, file)
+    except OSError as error:
+        raise VmoatError(
+            f"cannot write {hooks}: {error.strerror}", hint="make it writable, then once more",
+            code=Code.MISSING,
+        ) from error  # fmt: skip
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
     return file
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import ALONE, World, git, repository
 
 from vmoat import githook
 from vmoat.commands.agents import facts
+from vmoat.errors import VmoatError
 from vmoat.state import current_run
 from vmoat.worktree import find
 
@@ -143,7 +145,7 @@ def test_an_install_that_breaks_off_leaves_the_hook_at_work(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full) if point == "write_text" else None
         patch.setattr(os, "replace", full) if point == "link" else None
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(VmoatError, match=re.escape(str(hooks))):
             githook.install(hooks)
     assert add(there, "between").stderr == "mine\n"
     there.vmoat("hook", "install")
@@ -194,6 +196,7 @@ def test_the_worktree_is_meant_and_not_the_environments_repository(
     other = repository(there.root / "other", {"a": "1"})
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    monkeypatch.setenv("GIT_COMMON_DIR", str(other / ".git"))
     said = there.vmoat("hook", "install")
     assert said.stdout == f"{there.repo}/.git/hooks/post-checkout\n"
     assert not (other / ".git/hooks/post-checkout").exists()
@@ -219,6 +222,11 @@ def test_hooks_path_is_honoured(there: World) -> None:
     wants_it(there)
     assert "wt-new: working" in add(there, "new").stderr
     there.vmoat("wait", cwd=there.root / "new")
+
+
+def test_hooks_that_are_turned_off_are_told(there: World) -> None:
+    git(there.repo, "config", "core.hooksPath", "/dev/null")
+    assert "/dev/null, which is no folder" in there.vmoat("hook", "install", code=3).stderr
 
 
 @pytest.mark.parametrize("path", [".husky", "{tree}/.githooks", "{repo}/.githooks"])

@@ -57,9 +57,14 @@ def skill(args: argparse.Namespace, out: Output) -> int:
 
 def hook(args: argparse.Namespace, out: Output) -> int:
     """Install or remove git's hook; be it; the plugin's facts."""
+    from vmoat import worktree
+
     actions = {"install": _install, "remove": _remove, "run": _run, "facts": _facts}
     if args.words and args.action != "run":
         raise VmoatError(f"`hook {args.action}` takes no words", code=Code.USAGE)
+    # In a hook, they name its repository to each git that would be started from here on.
+    for name in worktree.PLACE:
+        os.environ.pop(name, None)
     actions[args.action](args, out)
     return int(Code.OK)
 
@@ -88,13 +93,10 @@ def _remove(args: argparse.Namespace, out: Output) -> None:
 
 def _run(args: argparse.Namespace, out: Output) -> None:
     """What git's hook calls.  Nothing fails here: git's own command would fail with it."""
-    from vmoat import githook, worktree
+    from vmoat import githook
 
     if not githook.is_new(args.words):
         return
-    # They name the hook's repository to each git that would be started from here on.
-    for name in worktree.PLACE:
-        os.environ.pop(name, None)
     try:
         _bring_up(args, out)
     except Exception as error:
@@ -137,5 +139,5 @@ def facts(name: str, state: str, *, working: bool) -> str:
     return (
         f"This worktree has a VM of its own, {name}: {STATES.get(state, state)}{at_work}.\n"
         "Run its stack and tests there, never on the host: `vmoat up --detach`, `vmoat wait "
-        "--timeout 8`, `vmoat test --tail 60` (skill vmoat; `vmoat help agents`)."
+        "--timeout 8 --tail 3`, `vmoat test --tail 60` (skill vmoat; `vmoat help agents`)."
     )

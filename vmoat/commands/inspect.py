@@ -228,8 +228,10 @@ def logs(args: argparse.Namespace, out: Output) -> int:
     """The stack's logs, a stage's, the console's, or all of it in a folder."""
     ctx = context(args, claim=False, tolerant=True)
     if args.bundle:
+        from vmoat import patience
         from vmoat.bundle import write
 
+        patience.after(lambda: "cut off, `vmoat logs --bundle DIR` again begins anew", out)
         out.answer(str(write(ctx, Path(args.bundle))))
         return int(Code.OK)
     if args.console:
