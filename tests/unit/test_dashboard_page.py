@@ -16,7 +16,7 @@ from timing import until
 
 from vmoat.dashboard import tickets
 from vmoat.dashboard.actions import Actions
-from vmoat.dashboard.facts import Facts
+from vmoat.dashboard.facts import Facts, bare
 from vmoat.dashboard.hub import Hub
 from vmoat.dashboard.logs import Source
 from vmoat.dashboard.server import Dashboard
@@ -141,6 +141,45 @@ def test_a_log_that_ended_with_the_vm_is_followed_again(
     page.until(f"document.querySelector('{CARD} [data-status]').innerText === 'healthy'")
     until(lambda: len(opened) > before_up)
     assert opened[before_up:] == ["stack"]
+
+
+WIDER = """(() => [...document.querySelectorAll('main, .card, .card *, .bare *, .logs header *')]
+  .filter((each) => !each.closest('svg'))
+  .filter((each) => each.getBoundingClientRect().right > innerWidth
+    || (each.matches('main') && each.scrollWidth > each.clientWidth)
+    || each.getBoundingClientRect().right
+      > (each.closest('.card')?.getBoundingClientRect().right ?? Infinity))
+  .map((each) => each.className || each.tagName).join())()"""
+"""What reaches over the window's edge, or over its card's."""
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_is_too_long_for_the_page(
+    chrome: Browser, served: Dashboard, width: int
+) -> None:
+    """Folders, branches, stages and reasons without a blank in them."""
+    long = "x" * 180
+    without = {**bare(Path("/home/me", long), long, long), "actions": {}}
+    run = {"state": "failed", "code": 1, "message": long, "hint": f"`{long}`", "details": [long]}
+    stages = [
+        {"name": "n" * 40, "state": "failed", "reason": long, "began": 1.0, "seconds": 7300.0}
+    ]
+    ended = {"verb": "test", "began": 1.0, "ended": 2.0, "code": 1, "stopped": False}
+    card = {
+        **without, "key": "wt-long", "name": "wt-long", "state": "running", "reasons": [long],
+        "gone": long, "stages": stages, "run": run, "actions": {"test": {**ended, "said": [long]}},
+        "urls": [{"service": long, "guest": 80, "url": f"http://localhost:{long}"}],
+    }  # fmt: skip
+    served.hub._look = lambda: [card, without]
+    served.hub.nudge()
+    page = chrome.page()
+    page.size(width, 800)
+    page.open(served.gate.url)
+    page.until("document.querySelectorAll('[data-key]').length === 2")
+    page.click("[data-verb=logs]")
+    page.until("!!document.querySelector('.logs h2')")
+    assert page.js(WIDER) == ""
+    page.open("about:blank")
 
 
 def test_a_reload_and_a_second_tab_show_it_still(page: Page, served: Dashboard) -> None:

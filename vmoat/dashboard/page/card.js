@@ -19,7 +19,7 @@ export function card(vm, ui) {
       ${vm.path ? html`<p class="where">${place(vm)}</p>` : nothing}
     </header>
     ${vm.gone ? html`<p class="note warn">${ticked(vm.gone)}</p>` : nothing}
-    ${vm.reasons.map((reason) => html`<p class="note bad">${reason}</p>`)}
+    ${vm.reasons.map((reason) => html`<p class="note bad">${ticked(reason)}</p>`)}
     ${failed(vm) ? failure(vm.run) : nothing}
     ${vm.stages.length ? stages(vm, ui) : nothing}
     ${notices(vm, ui)}
@@ -33,7 +33,7 @@ const title = (vm) => html`${vm.repository && vm.repository !== vm.folder
   ? html`<span class="dim">${vm.repository} /</span> ` : nothing}${vm.folder}`;
 
 const place = (vm) => html`
-  <span class="branch" title="branch">${branchMark}<span>${vm.branch || "detached"}</span></span>
+  <span class="branch" title="branch ${vm.branch}">${branchMark}<span>${vm.branch || "detached"}</span></span>
   <span class="path" title=${vm.path}><bdi>${vm.path}</bdi></span>`;
 
 const branchMark = html`<svg viewBox="0 0 16 16" aria-hidden="true"><path
@@ -69,7 +69,7 @@ function stageRow(stage, longest, now) {
 }
 
 const failure = (run) => html`<div class="failure" role="group" aria-label="failure">
-  <p>${run.message}</p>
+  <p>${ticked(run.message)}</p>
   ${run.details.length ? html`<pre>${run.details.slice(-8).join("\n")}</pre>` : nothing}
   ${run.hint ? html`<p class="hint">→ ${ticked(run.hint)}</p>` : nothing}
 </div>`;

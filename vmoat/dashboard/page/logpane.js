@@ -85,7 +85,7 @@ export class LogPane {
     const shown = this.stage ? this.lines.filter((line) => line.stage === this.stage) : this.lines;
     return html`<section class="logs" aria-label="logs of ${vm.folder}">
       <header>
-        <h2>${vm.folder}</h2>
+        <h2 title=${vm.folder}>${vm.folder}</h2>
         <div role="tablist" aria-label="log">${SOURCES.map(([id, label]) => html`<button role="tab"
           aria-selected=${id === this.source} @keydown=${(event) => this.step(event, vm)}
           tabindex=${id === this.source ? 0 : -1}
@@ -121,4 +121,4 @@ export class LogPane {
   }
 }
 
-const line = (each) => html`<div class="line is-${each.kind}"><time>${timeOfDay(each.time)}</time><b>${each.stage}</b><span>${each.text}</span></div>`;
+const line = (each) => html`<div class="line is-${each.kind}"><time>${timeOfDay(each.time)}</time><b title=${each.stage}>${each.stage}</b><span>${each.text}</span></div>`;
