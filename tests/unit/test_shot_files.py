@@ -75,6 +75,15 @@ def test_a_link_that_a_branch_made_is_replaced_not_followed(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["bashrc", "other.json", "page.json", "page.png"]
 
 
+def test_a_shot_without_a_picture_leaves_no_older_one(tmp_path: Path) -> None:
+    """An agent that looks at the place that it named would see a page that was good."""
+    page = tmp_path / "page"
+    shot.write(TAKEN, page)
+    files = shot.write(shot.Shot(b"", dict(TAKEN.report)), page)
+    assert os.listdir(tmp_path) == ["page.json"]
+    assert list(files) == ["json"]
+
+
 def test_the_files_have_the_users_mode(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

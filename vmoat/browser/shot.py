@@ -323,7 +323,10 @@ def _unwritable(folder: Path, error: OSError) -> VmoatError:
 
 
 def write(shot: Shot, stem: Path) -> dict[str, str]:
-    """Write STEM.png and STEM.json; their places, which the report names as ``files``."""
+    """Write STEM.png and STEM.json; their places, which the report names as ``files``.
+
+    Without a picture there is no STEM.png: that of an earlier shot would pass for this one's.
+    """
     files = {"json": f"{stem}.json"}
     if shot.picture:
         files["png"] = f"{stem}.png"
@@ -332,6 +335,8 @@ def write(shot: Shot, stem: Path) -> dict[str, str]:
         stem.parent.mkdir(parents=True, exist_ok=True)
         if shot.picture:
             _replace(Path(files["png"]), shot.picture)
+        else:
+            Path(f"{stem}.png").unlink(missing_ok=True)
         # ASCII: a page may well write half a surrogate pair, which no file could hold
         _replace(Path(files["json"]), (json.dumps(shot.report, indent=2) + "\n").encode())
     except OSError as error:
