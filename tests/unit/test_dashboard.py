@@ -97,6 +97,16 @@ def test_who_is_answered(
     assert GATE.judge(method, target, headers) is verdict
 
 
+def test_a_browser_does_not_name_port_80() -> None:
+    gate = Gate(80, token="T", session="S", page="P")
+    mine = {"host": "127.0.0.1", "cookie": "vmoat-80=S", "origin": "http://127.0.0.1"}
+    assert gate.judge("GET", "/?token=T", {"host": "127.0.0.1"}) is Verdict.WELCOME
+    assert gate.judge("POST", "/act?page=P", mine) is Verdict.SERVE
+    assert gate.judge("GET", "/?token=T", {"host": "evil.example"}) is Verdict.REFUSE
+    stranger = {**mine, "origin": "http://localhost"}
+    assert gate.judge("POST", "/act?page=P", stranger) is Verdict.REFUSE
+
+
 def test_a_ticket_opens_the_page_once_and_for_a_minute(homes: Path) -> None:
     word = tickets.ticket()
     assert [tickets.redeem(word), tickets.redeem(word)] == [True, False]

@@ -75,7 +75,10 @@ class Gate:
 
     def judge(self, method: str, target: str, headers: Mapping[str, str]) -> Verdict:
         """What is due to a request; ``headers`` have lower-case names, and no name twice."""
-        hosts = {f"127.0.0.1:{self.port}", f"localhost:{self.port}"}
+        names = {"127.0.0.1", "localhost"}
+        hosts = {f"{name}:{self.port}" for name in names}
+        if self.port == 80:  # which a browser leaves out
+            hosts |= names
         host = headers.get("host", "")
         if host not in hosts or method not in ("GET", "POST"):
             return Verdict.REFUSE
