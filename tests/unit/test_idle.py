@@ -16,7 +16,7 @@ from pathlib import Path
 
 import fakes
 import pytest
-from conftest import World
+from conftest import World, git
 from timing import until
 
 from vmoat import copying, netports, parser, paths, sshproxy
@@ -404,3 +404,15 @@ def test_the_vm_of_a_removed_worktree_is_stopped_too(world: World) -> None:
     world.tree.rename(world.root / "elsewhere")
     assert stopping.stop("wt-tree", 60)
     assert not runs(world)
+
+
+def test_the_stack_of_a_worktree_that_was_moved_is_stopped_as_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`git worktree move`, and no command since."""
+    monkeypatch.setenv("VMOAT_DOWN_COMMAND", "echo bye")
+    world.vmoat("up")
+    git(world.repo, "worktree", "move", str(world.tree), str(world.root / "elsewhere"))
+    long_ago(paths.vm_dir("wt-tree"))
+    assert stopping.stop("wt-tree", 60)
+    assert [event for event in world.events() if "CMD_DOWN" in event]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from vmoat import instance, paths, proc
 from vmoat.context import Context, load
 from vmoat.errors import Code, VmoatError
-from vmoat.fleet import idle, removal, sleep, use
+from vmoat.fleet import idle, places, removal, sleep, use
 from vmoat.lifecycle import shut_down
 from vmoat.state import VmLock
 
@@ -75,7 +75,7 @@ def _is_idle(name: str, idle_for: float) -> bool:
 def _context(name: str, owner: instance.Owner) -> Context | None:
     """The VM with its stack; None where its worktree is gone."""
     try:
-        ctx = load(owner.worktree, claim=False, tolerant=True)
+        ctx = load(places.find(owner).worktree, claim=False, tolerant=True)
     except VmoatError:
         return None
     return ctx if ctx.instance.name == name and ctx.instance.vm_id == owner.vm_id else None
