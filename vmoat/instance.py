@@ -161,7 +161,7 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
         if follow and owner.is_replaced():  # it came back from a backup, with its id
             _write_owner(found[1], _owner(found[0], worktree, owner.driver))
         return Instance(found[1], found[0])
-    if owner.git_dir != worktree.git_dir and owner.holds_id():
+    if owner.holds_id() and not _is_same(owner.git_dir, worktree.git_dir):
         return None  # a copy of the whole repository brought the id file along
     if worktree.linked and owner.git_dir == worktree.git_dir:
         _refuse_copy(worktree, owner)
@@ -170,12 +170,24 @@ def known(worktree: Worktree, *, follow: bool = True) -> Instance | None:
     return Instance(found[1], found[0])
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether both are one folder: a repository has two paths where it is mounted twice."""
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 def _known_again(worktree: Worktree, vm_id: str, name: str, *, follow: bool) -> Instance:
     """The VM whose owner file is damaged: the id file and the driver's record agree on it."""
     if follow:
-        driver = "colima" if "home" in read_toml(paths.vm_dir(name) / "driver.toml") else "qemu"
-        _write_owner(name, _owner(vm_id, worktree, driver))
+        _write_owner(name, _owner(vm_id, worktree, driver_made(name)))
     return Instance(name, vm_id)
+
+
+def driver_made(name: str) -> str:
+    """The driver of a VM without an owner file, by the record that it keeps."""
+    return "colima" if "home" in read_toml(paths.vm_dir(name) / "driver.toml") else "qemu"
 
 
 def _made_as(name: str) -> str:

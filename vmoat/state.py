@@ -297,7 +297,7 @@ def current_run(folder: Path) -> RunLog | None:
     """The run that was started last; None where none ever was."""
     try:
         run_id = (folder / "current").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):  # none, or a damaged one
         return None
     log = RunLog(folder, run_id)
     return log if run_id and log.file.is_file() else None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import git, repository
-from test_fleet_gc import Fleet, a_runtime, age, disks_of
+from test_fleet_gc import Fleet, a_runtime, age, an_image, disks_of
 from test_fleet_gc import fleet as fleet
 
 from vmoat import instance, locks, paths, ssh, worktree
 from vmoat.drivers import SshEndpoint
-from vmoat.fleet import gc, rows, volumes
+from vmoat.fleet import admission, gc, rows, volumes
 from vmoat.state import VmLock, write_toml
 
 
@@ -58,6 +60,60 @@ def test_a_vm_whose_owner_file_is_damaged_can_be_destroyed(fleet: Fleet) -> None
     (mine.folder / "owner").write_bytes(b"")
     fleet.world.vmoat("destroy", "-f", mine.name, cwd=fleet.root)
     assert not mine.folder.exists()
+
+
+def test_a_vm_whose_owner_file_is_damaged_still_takes_its_room(fleet: Fleet) -> None:
+    mine = fleet.vm(fleet.world.tree, running=True)
+    made(mine)
+    (mine.folder / admission.ROOM).write_text("4\n")
+    (mine.folder / "owner").write_bytes(b"")
+    assert [(one.name, one.memory) for one in admission.taken()] == [(mine.name, 4.0)]
+    done = fleet.world.vmoat("down", "--all", cwd=fleet.root, code=5)
+    assert f"{mine.name} is not stopped" in done.stderr
+    assert "its owner file is damaged" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("current", b"\xff\xfe"),
+        ("stages.toml", b'[done.vm.spec]\ncpus = "many"\n'),
+        ("volumes.toml", b"names = 5\n"),
+        ("orphan.toml", b'since = "x"\n'),
+    ],
+)
+def test_a_damaged_record_of_one_vm_is_in_no_other_s_way(
+    fleet: Fleet, name: str, text: bytes
+) -> None:
+    mine, other = fleet.removed("one"), fleet.removed("other")
+    (mine.folder / name).write_bytes(text)
+    found = json.loads(fleet.world.vmoat("ls", "--json", cwd=fleet.root).stdout)
+    assert [row["name"] for row in found["vms"]] == [mine.name, other.name]
+    assert other.name in [item.name for item in fleet.plan() if item.action == "remove"]
+
+
+def test_disks_that_are_not_to_be_seen_are_not_taken_for_gone(fleet: Fleet) -> None:
+    """They may lie on a disk of this machine that is not mounted now."""
+    mine = fleet.removed("away")
+    made(mine)
+    an_image("oldimage")
+    shutil.rmtree(paths.data_home() / "fake" / mine.name)
+    (item,) = fleet.plan()
+    assert (item.name, item.action) == (mine.name, "keep")
+
+
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="mounts with bubblewrap")
+def test_a_repository_that_is_mounted_twice_has_one_vm(fleet: Fleet) -> None:
+    mine = fleet.vm(fleet.world.repo)
+    there = fleet.root / "there"
+    there.mkdir()
+    words = ["bwrap", "--dev-bind", "/", "/", "--bind", str(fleet.world.repo), str(there),
+             "--chdir", str(there), *fleet.world.argv("browser-args")]  # fmt: skip
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    assert [(row.name, row.vm_id) for row in rows.rows()] == [(mine.name, mine.vm_id)]
+    fleet.world.vmoat("browser-args", cwd=fleet.world.repo)
+    assert [(row.name, row.vm_id) for row in rows.rows()] == [(mine.name, mine.vm_id)]
+    assert fleet.plan() == []
 
 
 def by_relative_path(worktree: Path, git_dir: Path) -> str:

@@ -119,6 +119,8 @@ def down_all(down: Run, args: argparse.Namespace, out: Output) -> int:
 def _halt(row: Row, out: Output) -> int:
     """Stop a VM whose worktree is not there to say how its stack is stopped."""
     owner = instance.read_owner(row.name)
+    if owner is None and row.left:  # its owner file is damaged
+        raise VmoatError(f"{row.name} is not stopped", hint=row.left, code=Code.VM)
     if owner is None:
         return int(Code.OK)
     mine = instance.Instance(row.name, owner.vm_id)

@@ -81,10 +81,10 @@ def lives(name: str) -> bool:
     that cannot be looked at.
     """
     owner = instance.read_owner(name)
-    if owner is None:
+    if owner is None and not instance.is_damaged(name):
         return False
     try:
-        driver = drivers.load(owner.driver)
+        driver = drivers.load(owner.driver if owner else instance.driver_made(name))
     except VmoatError:  # it is no more
         return False
     try:

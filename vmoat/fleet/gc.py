@@ -110,8 +110,11 @@ def _vm_step(row: Row, grace: float, now: float) -> Step:
 
 def _volumes(row: Row, folder: Path) -> tuple[str, ...] | None:
     """The named volumes of an orphan; None where it may have some."""
-    if not row.vm_id or row.state == "absent":
-        return ()  # there is no disk that could hold any
+    if not row.vm_id:
+        return ()
+    if row.state == "absent":
+        # Where it had disks, they may lie on one of this machine's that is not mounted now.
+        return None if read_toml(folder / "driver.toml") else ()
     owner = instance.read_owner(row.name)
     if owner is not None and owner.is_replaced():
         return None  # its own repository may have been moved: it has the grace to say so

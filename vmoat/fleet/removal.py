@@ -68,14 +68,8 @@ def remove(mine: Instance, driver: str) -> None:
 def remove_ownerless(name: str) -> None:
     """Remove the folder of a VM whose removal was cut short: it has no id any more."""
     folder = paths.vm_dir(name)
-    drivers.load(_driver_by_record(folder)).delete(name)
+    drivers.load(instance.driver_made(name)).delete(name)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _driver_by_record(folder: Path) -> str:
-    from vmoat.state import read_toml
-
-    return "colima" if "home" in read_toml(folder / "driver.toml") else "qemu"
 
 
 def clients(runtime: Path) -> list[int]:

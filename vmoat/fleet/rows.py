@@ -146,6 +146,18 @@ def _since(row: Row, earlier: Row | None) -> Row:
 
 def look(name: str) -> Row:
     """The row of one VM."""
+    try:
+        return _look(name)
+    except Exception as error:  # records may be damaged in ways that nobody thought of
+        owner = instance.read_owner(name)
+        return Row(
+            name, owner.vm_id if owner else "", owner.driver if owner else "",
+            str(owner.worktree) if owner else "", "", "", "broken",
+            (f"its records are damaged ({type(error).__name__}: {error})",),
+        )  # fmt: skip
+
+
+def _look(name: str) -> Row:
     folder = paths.vm_dir(name)
     owner = instance.read_owner(name)
     looked = time.monotonic()

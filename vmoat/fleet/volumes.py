@@ -36,7 +36,8 @@ def begin(folder: Path) -> None:
 
 def recorded(folder: Path) -> tuple[str, ...]:
     """Those that it had when it was stopped last; () also where nothing was recorded."""
-    return tuple(map(str, read_toml(folder / RECORD).get("names", ())))
+    found = read_toml(folder / RECORD).get("names")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def known(folder: Path) -> tuple[str, ...] | None:
@@ -47,7 +48,8 @@ def known(folder: Path) -> tuple[str, ...] | None:
         at = (folder / RECORD).stat().st_mtime_ns
     except OSError:
         return None
-    if read_toml(folder / RECORD).get("outdated"):
+    table = read_toml(folder / RECORD)
+    if table.get("outdated") or not isinstance(table.get("names"), list):
         return None
     runs = [folder / "stages.toml", *(folder / "runs").glob("*.ndjson")]
     if any(_written(file) > at for file in runs):
