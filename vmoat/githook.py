@@ -55,7 +55,9 @@ def folder(tree: Worktree) -> Path:
     if inside and not found.is_relative_to(tree.common_dir):
         raise VmoatError(
             f"git's hooks are in a worktree, which the VM may write: {found} (core.hooksPath)",
-            hint=f'a line `vmoat hook run "$@"` in your own {NAME} there does the same',
+            # Often committed, as husky's are: a colleague without vmoat must not fail with it.
+            hint='a line `! command -v vmoat >/dev/null || vmoat hook run "$@"` in your own '
+            f"{NAME} there does the same",
             code=Code.CONFIG,
         )
     return found

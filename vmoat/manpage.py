@@ -23,7 +23,7 @@ EXIT_STATUS: dict[int, str] = {
     Code.CONFIG: "Configuration, trust.",
     Code.MISSING: "Something is missing on this machine; `vmoat doctor` knows what.",
     Code.VM: "The VM or its driver failed.",
-    Code.TIMEOUT: "A time limit passed; the work goes on.",
+    Code.TIMEOUT: "A time limit passed; behind --timeout the work goes on.",
     Code.BUSY: "Busy: another command changes this VM.",
     Code.BEFORE: "`test`, `exec` or `ssh` failed before the command ran; else theirs is the "
     "command's own.",

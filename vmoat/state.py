@@ -351,13 +351,15 @@ def stage_lines(folder: Path, stage: str) -> list[str]:
     return []
 
 
-def require_lock(folder: Path, what: str, *, wait: float = 2.0) -> VmLock:
+def require_lock(
+    folder: Path, what: str, *, wait: float = 2.0, then: str = "`vmoat wait` follows it"
+) -> VmLock:
     """The VM's lock, for a command that changes stages; raises BUSY where somebody works."""
     lock = VmLock(folder)
     if lock.take(wait=wait):
         return lock
     raise VmoatError(
         f"{what} has to wait: another vmoat (process {lock.holder() or '?'}) works on this VM",
-        hint="`vmoat wait` follows it; Ctrl-C in the terminal that started it ends it",
+        hint=f"{then}; Ctrl-C in the terminal that started it ends it",
         code=Code.BUSY,
     )

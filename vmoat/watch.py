@@ -102,13 +102,14 @@ def last_run(ctx: Context) -> str:
     return log.run_id if log else ""
 
 
-def newer(ctx: Context, seen: str) -> RunLog | None:
+def newer(ctx: Context, seen: str, limit: float | None = None) -> RunLog | None:
     """The run of whoever came first; None where the lock is free again and there was no run.
 
-    Raises BUSY where something else than a run holds the VM: ``vmoat down``, plain ``doit``.
+    Raises BUSY where something else than a run holds the VM for ``limit`` seconds (START_LIMIT):
+    ``vmoat down``, plain ``doit``.
     """
     lock = VmLock(ctx.instance.folder)
-    deadline = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + (START_LIMIT if limit is None else limit)
     while time.monotonic() < deadline:
         held = lock.held()
         log = current_run(ctx.instance.folder)
@@ -117,7 +118,8 @@ def newer(ctx: Context, seen: str) -> RunLog | None:
         if not held:
             return None
         time.sleep(0.05)
-    require_lock(ctx.instance.folder, "`up`").free()
+    again = "`vmoat up` again when it is through (`vmoat wait` follows an `up` only)"
+    require_lock(ctx.instance.folder, "`up`", then=again).free()
     return None
 
 

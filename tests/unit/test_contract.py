@@ -15,13 +15,14 @@ from jsonschema import Draft202012Validator
 from timing import quickest, until
 from vmoat.tasks.stack import culprit
 
-from vmoat import parser, patience, schemas, view
+from vmoat import bundle, parser, patience, schemas, view, watch
 from vmoat.cli import main
-from vmoat.commands import machine
+from vmoat.commands import lifecycle, machine
 from vmoat.drivers.qemu import image as images
 from vmoat.errors import Code, VmoatError, as_fields
 from vmoat.facts import Container
 from vmoat.output import LONGEST, Output
+from vmoat.state import VmLock
 
 # -- the schemas --
 
@@ -237,6 +238,35 @@ def test_cut_off_after_ten_seconds_they_have_said_what_goes_on(world: World) -> 
     world.vmoat("down")
 
 
+def test_detach_behind_a_down_ends_before_its_caller_gives_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says that nothing is begun: `vmoat wait` would find the run before, which ended well."""
+    assert lifecycle.SHORT <= 5
+    monkeypatch.setattr(lifecycle, "SHORT", 0.1)
+    monkeypatch.setattr(watch, "START_LIMIT", 600)
+    monkeypatch.chdir(world.tree)
+    lock = VmLock(world.context().instance.folder)
+    assert lock.take(wait=5)
+    assert main(["up", "--detach"]) == Code.BUSY
+    assert "`vmoat up` again when it is through" in capsys.readouterr().err
+    lock.free()
+    world.vmoat("up", "--detach")
+    world.vmoat("wait")
+
+
+def test_nothing_starts_for_a_stack_whose_command_nobody_knows(world: World) -> None:
+    config = world.tree / "vmoat.toml"
+    text = config.read_text()
+    config.write_text(text.replace('command = "echo up"', ""))
+    for words in (["up", "--detach"], ["up"], ["up", "--detach", "--json"]):
+        assert "nothing says how" in world.vmoat(*words, code=3).stderr
+    config.write_text(text.replace('command = "echo tests"', ""))
+    for words in (["up", "test", "--detach"], ["up", "test"]):
+        assert "no test command" in world.vmoat(*words, code=3).stderr
+    assert world.ran() == []
+
+
 QUICK = {
     "up": ["--detach"], "exec": ["true"], "cp": ["--help"], "init": [], "image": ["ls"],
     "completion": ["bash"], "skill": ["install"], "hook": ["install"], "demo": ["--help"],
@@ -307,6 +337,26 @@ def test_a_command_with_tail_says_where_its_output_is_before_it_is_cut_off(
     file = said.err.rpartition(": ")[2].strip()
     assert "still at it" in said.err
     assert Path(file).read_text() == "one\n"
+
+
+def test_a_bundle_that_takes_long_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def told() -> bool:
+        said.append(capsys.readouterr().err)
+        return "still at it; cut off, " in "".join(said)
+
+    def write(ctx: object, folder: Path) -> Path:
+        until(told)
+        return folder
+
+    monkeypatch.setattr(bundle, "write", write)
+    monkeypatch.setattr(patience, "SOON", 0.05)
+    monkeypatch.chdir(world.tree)
+    assert main(["logs", "--bundle", "out"]) == 0
+    assert capsys.readouterr().out == "out\n"
 
 
 @pytest.mark.parametrize(

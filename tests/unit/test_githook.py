@@ -235,7 +235,10 @@ def test_hooks_that_the_vm_could_write_are_refused(there: World, path: str) -> N
     git(there.repo, "config", "core.hooksPath", path.format(tree=there.tree, repo=there.repo))
     done = there.vmoat("hook", "install", code=3)
     assert "which the VM may write" in done.stderr
-    assert 'vmoat hook run "$@"' in done.stderr
+    line = done.stderr.partition("a line `")[2].partition("`")[0]
+    assert line.endswith('vmoat hook run "$@"')
+    without = {**os.environ, "PATH": str(there.root / "none")}
+    assert subprocess.run(["/bin/sh", "-ec", line], env=without).returncode == 0, "a colleague's"
 
 
 @pytest.mark.parametrize(

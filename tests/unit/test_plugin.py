@@ -21,6 +21,7 @@ from timing import until
 
 import vmoat
 from vmoat import parser, schemas, skill
+from vmoat.commands.agents import facts
 from vmoat.config.table import BY_KEY
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,17 @@ def test_what_the_skill_says_exists(page: Path) -> None:
         assert topic in (*parser.BY_NAME, "agents", "walls", "switching")
     for form in re.findall(r"`vmoat\.([a-z]+)/1`", text):
         assert form in schemas.names()
+
+
+def test_who_asks_again_and_again_is_not_told_all_of_it_each_time() -> None:
+    """Nor does anybody ask for ever: a stack that was not healthy in time ends with 6, too."""
+    told = [page.read_text() for page in (*PAGES, ROOT / "vmoat/docs/agents.md")]
+    told.append(facts("wt-a", "running", working=False))
+    asked = re.findall(r"vmoat wait --timeout[^`\n]*", "\n".join(told))
+    assert len(asked) >= 6
+    assert [line for line in asked if "--tail" not in line] == []
+    for text in (told[0], told[-2]):
+        assert "not healthy within" in text
 
 
 def test_the_examples_of_configuration_are_valid(

@@ -169,6 +169,7 @@ def test_up_waits_for_nobody_for_ever(world: World, monkeypatch: pytest.MonkeyPa
         watch.newer(ctx, "")
     assert caught.value.code == 7
     assert str(os.getpid()) in caught.value.message
+    assert caught.value.hint.startswith("`vmoat up` again"), "`vmoat wait` would find no work"
     lock.free()
     assert watch.newer(ctx, "") is None
 

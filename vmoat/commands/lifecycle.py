@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 from pathlib import Path
 
 from vmoat import graph, instance, paths, tunnels, view, watch
@@ -19,6 +20,9 @@ from vmoat.state import CANCEL_LIMIT, RunLog, cancel_run, require_lock
 
 MAX_RUNS = 5
 """A run may find that inputs changed while it joined another; it does not chase them for ever."""
+
+SHORT = 4.0
+"""Seconds that `up --detach` waits for a `down` at work: its caller may give it ten in all."""
 
 JOINS = "joining the work that goes on"
 
@@ -91,6 +95,8 @@ def bring_up(
     ctx.no_wait = getattr(args, "no_wait", False)
     for _ in range(MAX_RUNS):
         seen, log = watch.last_run(ctx), watch.active(ctx)
+        if log is None:
+            _require_commands(ctx, targets)
         # Where nothing is to be done, nothing can be missing: a no-op `up` does not look.
         if log is None and graph.nothing_to_do(graph.plan(ctx, targets)):
             attend(ctx)
@@ -121,8 +127,9 @@ def _begin(ctx: Context, args: argparse.Namespace, out: Output) -> RunLog:
             if log is None:
                 # The worker finds out what is to be done: a guest that is busy answers later
                 # than this returns.
-                graph.wanted(ctx, graph.stages_of(ctx), targets)
-            log, joined = _join_or_start(ctx, log, targets, seen, verbose=args.verbose)
+                _require_commands(ctx, targets)
+            limit = SHORT if args.detach else None
+            log, joined = _join_or_start(ctx, log, targets, seen, verbose=args.verbose, limit=limit)
             if log is None or (joined and not log.wish(targets, sorted(ctx.forced))):
                 continue  # it has just ended
             if joined and not args.json:
@@ -131,8 +138,23 @@ def _begin(ctx: Context, args: argparse.Namespace, out: Output) -> RunLog:
     raise _too_many(ctx)
 
 
+def _require_commands(ctx: Context, targets: list[str]) -> None:
+    """No VM is made for a stack or tests whose command nobody knows; raises CONFIG."""
+    wanted = graph.wanted(ctx, graph.stages_of(ctx), targets)
+    if "stack" in wanted:
+        stack_command(ctx)
+    if "test" in wanted:
+        importlib.import_module("vmoat.tasks.test").command(ctx)
+
+
 def _join_or_start(
-    ctx: Context, log: RunLog | None, targets: list[str], seen: str, *, verbose: bool
+    ctx: Context,
+    log: RunLog | None,
+    targets: list[str],
+    seen: str,
+    *,
+    verbose: bool,
+    limit: float | None = None,
 ) -> tuple[RunLog | None, bool]:
     """The run that works on this VM, and whether it is another's; none where that has ended.
 
@@ -144,7 +166,7 @@ def _join_or_start(
         return log, True
     ctx.driver.check(walls=ctx.settings.walls)
     log = watch.start(ctx, targets, sorted(ctx.forced), {}, verbose, seen)
-    return (log, False) if log else (watch.newer(ctx, seen), True)
+    return (log, False) if log else (watch.newer(ctx, seen, limit), True)
 
 
 def _follow(ctx: Context, log: RunLog, args: argparse.Namespace, out: Output) -> None:
