@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from vmoat.guest import Guest
 
 ORDER = ("test_up", "test_inside", "test_guest_stage", "test_walls", "test_bad_input",
-         "test_mcp_session", "test_daily", "test_agents", "test_watch_files", "test_dev_server",
-         "test_two", "test_browser", "test_two_agents", "test_fleet", "test_idle", "test_cache",
-         "test_odds", "test_local", "test_logins", "test_kills", "test_driver_contract",
-         "test_virtiofs", "test_repair", "test_host", "test_user")  # fmt: skip
-"""Files that only look come first; the last ones break things."""
+         "test_mcp_session", "test_daily", "test_agents", "test_two", "test_watch_files",
+         "test_dev_server", "test_browser", "test_two_agents", "test_fleet", "test_idle",
+         "test_cache", "test_odds", "test_local", "test_logins", "test_kills",
+         "test_driver_contract", "test_virtiofs", "test_repair", "test_host",
+         "test_user")  # fmt: skip
+"""Files that only look come first; the last ones break things.
+
+``test_two`` is the first that wants the second VM: it starts it beside the golden one.
+"""
 
 BUILD_LIMIT = 1500
 """Seconds for the golden image, on a machine that never built it."""
