@@ -7,7 +7,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from lab import Lab, Vm, add_worktree, alive, fetch, make_repository, wait_until
+from lab import PAGE, Lab, Vm, add_worktree, alive, fetch, make_repository, wait_until
 
 from vmoat.companion.idleness import CPU_SCRIPT, LOAD, guest_cpu
 
@@ -41,6 +41,7 @@ def test_a_stack_that_nobody_uses_is_no_load(lab: Lab, vm: Vm) -> None:
 
 def test_an_idle_vm_is_stopped_and_a_command_has_it_again(lab: Lab, second: Vm) -> None:
     second.env["VMOAT_VM_IDLE"] = f"{IDLE:g}s"
+    page = (second.worktree / PAGE).read_text()
     try:
         second.up()
         url = second.cli("tunnel", "8080").stdout.strip()
@@ -55,10 +56,10 @@ def test_an_idle_vm_is_stopped_and_a_command_has_it_again(lab: Lab, second: Vm) 
         began = time.monotonic()
         done = second.cli("exec", "curl", "-fsS", "localhost:8080")
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "first version\n"
+        assert done.stdout == page
         assert "for being idle: starting it again" in done.stderr
         lab.figure("`exec` in a VM that was stopped for it", time.monotonic() - began, "")
-        assert fetch(url) == "first version\n", "its tunnel is back"
+        assert fetch(url) == page, "its tunnel is back"
     finally:
         del second.env["VMOAT_VM_IDLE"]
         second.up()
