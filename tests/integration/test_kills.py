@@ -17,22 +17,36 @@ SETTINGS = {
     "VMOAT_PROVISION_SCRIPT": "mkdir -p build; cp /bin/busybox build/busybox; sh ./slow script",
     "VMOAT_UP_COMMAND": "sh ./slow stack && docker compose up -d --build",
 }
-"""Stages that say in ``build/marks`` when they begin and end, and are slow while asked to be."""
+"""Stages that say in ``build/marks`` when they begin and end, and last until they may end."""
 
 SLOW = """\
 echo begin $1 >>build/marks
-[ ! -e build/be-slow ] || sleep 6
+while [ -e build/hold-$1 ]; do sleep 0.2; done
 echo end $1 >>build/marks
 """
 
 
 @pytest.fixture
-def slow(second: Vm) -> Vm:
-    (second.worktree / "slow").write_text(SLOW)
-    marks(second).unlink(missing_ok=True)
-    (second.worktree / "build" / "be-slow").touch()
-    second.env.update(SETTINGS)
-    return second
+def slow(odd: Vm) -> Vm:
+    """The second VM, running: its stages have other settings now, and run in the test."""
+    odd.up("vm")
+    (odd.worktree / "slow").write_text(SLOW)
+    (odd.worktree / "build").mkdir(exist_ok=True)
+    marks(odd).unlink(missing_ok=True)
+    go_on(odd, "script", "stack")
+    odd.env.update(SETTINGS)
+    return odd
+
+
+def hold(vm: Vm, *stages: str) -> None:
+    """These stages do not end until ``go_on``."""
+    for stage in stages:
+        (vm.worktree / "build" / f"hold-{stage}").touch()
+
+
+def go_on(vm: Vm, *stages: str) -> None:
+    for stage in stages:
+        (vm.worktree / "build" / f"hold-{stage}").unlink(missing_ok=True)
 
 
 def marks(vm: Vm) -> Path:
@@ -56,9 +70,12 @@ def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
     assert any("QEMU ended" in reason for reason in status["reasons"])
     began = time.time()
     attempts = {}
+    hold(slow, "script", "stack")
     for stage in ("vm", "apt", "script", "stack"):
         since = time.time()
         watcher = slow.start("up")
+        if stage == "stack":
+            let_go_once_joined(slow, "script", since)
         wait_until(lambda s=stage, t=since: started(slow, s, t), 240)
         if stage == "vm":
             wait_until(lambda: alive(slow.processes().get("qemu", 0)), 60)
@@ -72,8 +89,11 @@ def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
         assert "killed" in story
         if stage != "vm":
             attempts[stage] = attempt(slow, stage)
-    (slow.worktree / "build" / "be-slow").unlink()
-    slow.up()
+    since = time.time()
+    watcher = slow.start("up")
+    let_go_once_joined(slow, "stack", since)
+    _, story = watcher.communicate(timeout=400)
+    assert watcher.returncode == 0, story
     assert marks(slow).read_text() == "begin script\nend script\nbegin stack\nend stack\n"
     assert {stage: attempt(slow, stage) for stage in attempts} == attempts
     # Each was begun, then joined once; none a third time.
@@ -81,6 +101,12 @@ def test_the_worker_is_killed_in_four_stages(lab: Lab, slow: Vm) -> None:
     assert max(runs[stage] for stage in ("vm", "apt", "script", "stack")) <= 2, runs
     assert slow.ok("echo 6*7 | bc") == "42"
     assert slow.plan() == {}
+
+
+def let_go_once_joined(vm: Vm, stage: str, since: float) -> None:
+    """A stage whose worker was killed runs on; it ends when an `up` has come to it again."""
+    wait_until(lambda: started(vm, stage, since), 240)
+    go_on(vm, stage)
 
 
 def unit_runs(vm: Vm, stage: str) -> bool:
@@ -95,6 +121,7 @@ def attempt(vm: Vm, stage: str) -> str:
 def test_everything_is_killed_at_once_and_the_host_restarts(lab: Lab, slow: Vm) -> None:
     slow.up()
     marks(slow).unlink(missing_ok=True)
+    hold(slow, "script")
     since = time.time()
     watcher = slow.start("up", "--force", "script")
     wait_until(lambda: said(slow, "begin script"), 60)
@@ -112,7 +139,7 @@ def test_everything_is_killed_at_once_and_the_host_restarts(lab: Lab, slow: Vm) 
     status = slow.status()
     assert status["state"] == "broken"
     assert "the host was restarted under it" in status["reasons"]
-    (slow.worktree / "build" / "be-slow").unlink()
+    go_on(slow, "script")
     again = time.time()
     began = time.monotonic()
     slow.up()
@@ -126,7 +153,6 @@ def test_everything_is_killed_at_once_and_the_host_restarts(lab: Lab, slow: Vm) 
 @pytest.mark.long  # as when everything is killed: another restart of the VM
 def test_the_network_process_is_killed(slow: Vm) -> None:
     """The guest is cut off: told, and repaired."""
-    (slow.worktree / "build" / "be-slow").unlink()
     slow.up()
     kill(slow.processes()["passt"])
     status = slow.status()
