@@ -72,11 +72,12 @@ def test_another_vm_is_out_of_reach(golden: Vm, second: Vm) -> None:
     script = "".join(
         # By what answers: some networks complete connections to addresses that nobody has.
         f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/{number}; "
-        "echo -e \"GET / HTTP/1.0\\n\" >&3; timeout 2 cat <&3' 2>/dev/null\n"
+        "echo -e \"GET / HTTP/1.0\\n\" >&3; timeout 2 cat <&3' 2>/dev/null &\n"
         for number in (port, second.ssh_port())
         for address in ("10.0.2.2", "10.0.2.1", "127.0.0.1", *own)
         if ":" not in address
     )
+    script += "wait"
     marks = (second.ok("cat index.html"), "SSH-2.0-")
     here = subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout
     assert all(mark in here for mark in marks), "the script finds them where they can be reached"

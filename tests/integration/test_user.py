@@ -158,10 +158,10 @@ def test_the_walls_of_an_ordinary_users_clone(
     port, came = listener
     targets = ["10.0.2.2", "127.0.0.1", "0.0.0.0", METADATA, *own_addresses()]
     script = "".join(
-        f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null && echo reached\n"
+        f"timeout 3 bash -c 'exec 3<>/dev/tcp/{address}/{port}' 2>/dev/null && echo reached &\n"
         for address in targets
     )
-    assert "reached" not in theirs.root_sh(script)[1]
+    assert "reached" not in theirs.root_sh(f"{script}wait")[1]
     assert came == []
 
 

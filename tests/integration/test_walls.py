@@ -189,8 +189,9 @@ def test_the_hosts_listeners_are_out_of_reach(vm: Vm, listener: tuple[int, list[
     ip route add 127.0.0.1 via 10.0.2.2 dev eth0 src 10.0.2.15
     ip -6 addr add fd77::2/64 dev eth0; ip -6 route add default dev eth0
     for a in {" ".join(targets)} 127.1.2.3 ::1 ::ffff:127.0.0.1 64:ff9b::7f00:1 fe80::1%eth0; do
-      try $a
+      try $a &
     done
+    wait
     ip route del 127.0.0.0/8; ip route del 127.0.0.1
     ip route add local 127.0.0.0/8 dev lo table local
     ip route add local 127.0.0.1 dev lo table local
