@@ -121,7 +121,7 @@ def test_a_thousand_saves_in_a_minute_lose_none(vm: Vm, src: Path) -> None:
         name = f"{number % FILES}.js"
         (src / name).write_text(str(number))
         last[name] = time.monotonic()
-        time.sleep(0.02)
+        time.sleep(0.01)
     assert time.monotonic() - began < 60
     assert wait_until(
         lambda: all(
@@ -132,7 +132,7 @@ def test_a_thousand_saves_in_a_minute_lose_none(vm: Vm, src: Path) -> None:
     )
     wait.end()
     modified = [line for line in wait.since(began) if line.startswith("MODIFY")]
-    assert len(modified) > SAVES / 4, "they are not told in one lump"
+    assert len(modified) > SAVES / 8, "they are not told in one lump"
 
 
 def test_what_the_guest_writes_is_not_told_to_it_again(vm: Vm, src: Path) -> None:
