@@ -82,7 +82,7 @@ def machine(odd: Vm) -> Vm:
     """The second worktree's VM, running in whatever way the test before left it, with a stack or
     without: what is broken here is below that, and a boot that changes nothing takes half a minute.
     """
-    if odd.status()["state"] != "running":
+    if not alive(odd.processes().get("qemu", 0)):
         odd.up("vm")
     return odd
 
