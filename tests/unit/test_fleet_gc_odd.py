@@ -102,6 +102,15 @@ def test_disks_that_are_not_to_be_seen_are_not_taken_for_gone(fleet: Fleet) -> N
     assert (item.name, item.action) == (mine.name, "keep")
 
 
+def test_disks_that_were_removed_by_hand_are_gone(fleet: Fleet) -> None:
+    mine, other = fleet.removed("bare"), fleet.vm(fleet.world.tree)
+    made(mine)
+    disks_of(other.vm_id, data=True)
+    shutil.rmtree(paths.data_home() / "fake" / mine.name)
+    (item,) = fleet.plan()
+    assert (item.name, item.action) == (mine.name, "remove")
+
+
 @pytest.mark.skipif(not shutil.which("bwrap"), reason="mounts with bubblewrap")
 def test_a_repository_that_is_mounted_twice_has_one_vm(fleet: Fleet) -> None:
     mine = fleet.vm(fleet.world.repo)

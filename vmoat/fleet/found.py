@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmoat import locks
+from vmoat import locks, paths
 from vmoat.errors import Code, VmoatError
+from vmoat.state import read_toml
 
 WORKED_ON = "somebody works with it"
 KNOWN = "a VM has it by now"
@@ -60,6 +61,15 @@ def clear(thing: Path) -> None:
             thing.unlink()
     if os.path.lexists(thing):
         raise VmoatError(f"{thing} could not be removed", hint="remove it by hand", code=Code.VM)
+
+
+def is_out_of_sight(folder: Path) -> bool:
+    """Whether a VM with this state folder was made, and no VM's disks are to be seen where its own
+    would be: the folder of them all may lie on a disk of this machine that is not mounted now.
+    """
+    record = read_toml(folder / "driver.toml")
+    place = paths.data_home() / ("colima" if "home" in record else "disks")
+    return bool(record) and not folders(place)
 
 
 def folders(place: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from vmoat import instance, locks, paths
 from vmoat.errors import Code, VmoatError, as_error
 from vmoat.fleet import leftovers, places, removal, volumes
+from vmoat.fleet.found import is_out_of_sight
 from vmoat.fleet.rows import Row
 from vmoat.state import VmLock, read_toml, write_toml
 
@@ -113,8 +114,7 @@ def _volumes(row: Row, folder: Path) -> tuple[str, ...] | None:
     if not row.vm_id:
         return ()
     if row.state == "absent":
-        # Where it had disks, they may lie on one of this machine's that is not mounted now.
-        return None if read_toml(folder / "driver.toml") else ()
+        return None if is_out_of_sight(folder) else ()
     owner = instance.read_owner(row.name)
     if owner is not None and owner.is_replaced():
         return None  # its own repository may have been moved: it has the grace to say so

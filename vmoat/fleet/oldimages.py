@@ -7,8 +7,16 @@ from pathlib import Path
 
 from vmoat import locks, paths
 from vmoat.drivers.qemu import disks
-from vmoat.fleet.found import KNOWN, WORKED_ON, Leftover, folders, locked_remover, newest, weight
-from vmoat.state import read_toml
+from vmoat.fleet.found import (
+    KNOWN,
+    WORKED_ON,
+    Leftover,
+    folders,
+    is_out_of_sight,
+    locked_remover,
+    newest,
+    weight,
+)
 
 DRAFT_SECONDS = 86_400.0
 """An import that lasts longer was given up: its draft has no lock."""
@@ -29,8 +37,8 @@ def _images(current: str, before: float, going: Collection[str]) -> Iterator[Lef
     """Images of other recipes that no disk stands on; a new one may be about to get its first."""
     from vmoat.drivers.qemu import image
 
-    if any(map(_is_away, paths.vms_dir().glob("[!.]*"))):
-        return
+    if any(map(is_out_of_sight, paths.vms_dir().glob("[!.]*"))):
+        return  # nobody knows on which images they stand
     used = image_users(without=going)
     for folder in folders(paths.images_dir()):
         if not folder.name.isalnum() or folder.name in used or newest(folder) > before:
@@ -42,14 +50,6 @@ def _images(current: str, before: float, going: Collection[str]) -> Iterator[Lef
         else:
             continue
         yield Leftover("image", folder.name, why, weight(folder), _image_remover(folder))
-
-
-def _is_away(folder: Path) -> bool:
-    """Whether a VM with this state folder was made, and its disks are not to be seen: nobody knows
-    on which image they stand.
-    """
-    record = read_toml(folder / "driver.toml")
-    return bool(record) and "home" not in record and not paths.disks_dir(folder.name).is_dir()
 
 
 def image_users(*, without: Collection[str] = ()) -> dict[str, list[str]]:
