@@ -132,9 +132,9 @@ def test_a_home_is_left_behind_only_for_the_state_folder_that_it_was_made_for(
     scene.driver.create(spec, quiet)
     home = homes.place_of(spec.name).home
     shutil.rmtree(paths.vm_dir(spec.name))  # nobody knows it any more
-    assert [found.name for found in leftovers._colima_homes()] == [str(home)]
+    assert [found.name for found in leftovers._colima_homes([])] == [str(home)]
     monkeypatch.setenv("XDG_STATE_HOME", str(scene.root / "another"))
-    assert list(leftovers._colima_homes()) == []
+    assert list(leftovers._colima_homes([])) == []
 
 
 def test_a_start_says_what_colima_says_and_which_walls_are_open_once(scene: Scene) -> None:

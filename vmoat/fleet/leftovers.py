@@ -34,9 +34,12 @@ from vmoat.fleet.found import (
 from vmoat.state import VmLock
 
 
-def unknown(short: str) -> bool:
-    """Whether no VM has an id that begins so; not while there is one whose id cannot be told."""
-    known = instance.ids()
+def unknown(short: str, known: Collection[str] | None = None) -> bool:
+    """Whether no VM has an id that begins so; not while there is one whose id cannot be told.
+
+    ``known`` are the ids of all VMs as they were read a moment ago; without them they are read.
+    """
+    known = instance.ids() if known is None else known
     return bool(short) and "" not in known and not any(one.startswith(short) for one in known)
 
 
@@ -48,7 +51,8 @@ def find(*, current: str, grace: float, going: Collection[str], now: float) -> l
     """
     if not paths.vms_dir().is_dir():
         return []  # a state folder that is not there (a disk that is not mounted) proves nothing
-    found = [*_disks(), *_colima_homes(), *_processes(), *_runtimes(), *_contexts()]
+    ids = instance.ids()
+    found = [*_disks(ids), *_colima_homes(ids), *_processes(), *_runtimes(ids), *_contexts(ids)]
     found += [*_claims(), *_half_made(), *_records_half_written()]
     # Disks that are kept keep their image; those that go now do not.
     gone = {Path(f.name).name for f in found if f.kind == "disks" and f.since + grace <= now}
@@ -60,13 +64,13 @@ def find(*, current: str, grace: float, going: Collection[str], now: float) -> l
 # --- what VMs leave ------------------------------------------------------------------------------
 
 
-def _disks() -> Iterator[Leftover]:
+def _disks(ids: Collection[str]) -> Iterator[Leftover]:
     """Disks of a VM whose state is gone: only half made, or whole."""
     for folder in folders(paths.data_home() / "disks"):
         vm_id = folder.name
         if disks.read_record(folder).get("state") != str(paths.state_home()):
             continue  # another state folder's, whose VMs are not seen from here
-        if not unknown(vm_id) or (paths.vms_dir() / vm_id).exists() or _runs_elsewhere(vm_id):
+        if not unknown(vm_id, ids) or (paths.vms_dir() / vm_id).exists() or _runs_elsewhere(vm_id):
             continue
         whole = (folder / disks.DATA).exists()
         why = "no VM knows these disks" if whole else "half made, and their VM is gone"
@@ -81,11 +85,11 @@ def _runs_elsewhere(vm_id: str) -> bool:
     return bool(process.strays(record.mark(vm_id)))
 
 
-def _colima_homes() -> Iterator[Leftover]:
+def _colima_homes(ids: Collection[str]) -> Iterator[Leftover]:
     for folder in folders(paths.data_home() / "colima"):
         if not re.fullmatch(r"[0-9a-f]{12}", folder.name) or not _made_here(folder):
             continue
-        if unknown(folder.name):
+        if unknown(folder.name, ids):
             yield Leftover(
                 "home", str(folder), "no VM knows this Colima home", weight(folder),
                 _colima_remover(folder), newest(folder),
@@ -156,12 +160,12 @@ def _program(pid: int) -> str:
     return os.fsdecode(os.path.basename(words[0]))
 
 
-def _runtimes() -> Iterator[Leftover]:
+def _runtimes(ids: Collection[str]) -> Iterator[Leftover]:
     """Sockets of VMs that are gone, and the ssh masters that still hold their tunnels."""
     from vmoat import netports
 
     for folder in folders(paths.runtime_home()):
-        if not re.fullmatch(r"[0-9a-f]{12}", folder.name) or not unknown(folder.name):
+        if not re.fullmatch(r"[0-9a-f]{12}", folder.name) or not unknown(folder.name, ids):
             continue
         if not _is_ours(folder):
             continue
@@ -198,11 +202,11 @@ def _runtime_remover(folder: Path) -> Callable[[], str]:
     return remove
 
 
-def _contexts() -> Iterator[Leftover]:
+def _contexts(ids: Collection[str]) -> Iterator[Leftover]:
     """Docker contexts of VMs that are gone; one whose socket's folder is there may be another's."""
     for file in dockercontext.config_folder(os.environ).glob("contexts/meta/*/meta.json"):
         vm_id = dockercontext.owner(file)
-        if not unknown(vm_id):
+        if not unknown(vm_id, ids):
             continue
         folder = _socket_folder(file)
         if folder and folder.parent != paths.state_home() / "run" and folder.exists():
