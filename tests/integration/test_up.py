@@ -99,6 +99,7 @@ def test_an_edit_is_served_after_the_next_up(vm: Vm) -> None:
     assert not {"apt", "script", "prepare", "vm"} & set(vm.ran(since))
 
 
+@pytest.mark.long  # two starts of the stack; what is decided is test_fingerprint's
 def test_an_edit_while_the_stack_starts_is_served_after_the_next_up(vm: Vm) -> None:
     vm.up()
     wait = "until [ -e build/edited ]; do sleep 0.2; done"
