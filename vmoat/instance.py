@@ -331,10 +331,10 @@ def ids() -> set[str]:
     """The ids of all VMs that the state folder knows; with "" where one cannot be told."""
     found = set()
     for folder in paths.vms_dir().glob("[!.]*"):
-        if is_damaged(folder.name):
+        if owner := read_owner(folder.name):
+            found.add(owner.vm_id)
+        elif is_damaged(folder.name):
             found.add(_made_as(folder.name))
-        elif vm_id := paths.vm_id(folder.name):
-            found.add(vm_id)
     return found
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from test_fleet_gc import Fleet, a_runtime, age, an_image, disks_of
 from test_fleet_gc import fleet as fleet
 
-from vmoat import paths
+from vmoat import locks, paths
 from vmoat.drivers.qemu import image
 from vmoat.fleet import gc, rows
 from vmoat.state import VmLock
@@ -22,13 +18,6 @@ from vmoat.state import VmLock
 
 def the_plan() -> gc.Plan:
     return gc.plan(rows.rows(), grace=1, current=image.digest(""), now=time.time())
-
-
-@contextmanager
-def held(file: Path) -> Iterator[None]:
-    with open(file, "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def test_what_somebody_takes_between_the_look_and_the_removal_is_told_as_left(
@@ -40,7 +29,7 @@ def test_what_somebody_takes_between_the_look_and_the_removal_is_told_as_left(
     plan = the_plan()
     assert [item.name for item in plan.items] == ["oldimage", "wanted"]
     disks_of("a" * 16, data=True, stands_on="wanted")
-    with held(paths.images_dir() / ".oldimage.lock"):
+    with locks.in_turn(paths.images_dir() / ".oldimage.lock"):
         items = gc.carry_out(plan)
     assert [(item.name, item.done, item.note) for item in items] == [
         ("oldimage", False, "somebody works with it"), ("wanted", False, "a VM has it by now"),

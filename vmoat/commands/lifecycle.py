@@ -95,8 +95,6 @@ def bring_up(
     ctx.no_wait = getattr(args, "no_wait", False)
     for _ in range(MAX_RUNS):
         seen, log = watch.last_run(ctx), watch.active(ctx)
-        if log is None:
-            _require_commands(ctx, targets)
         # Where nothing is to be done, nothing can be missing: a no-op `up` does not look.
         if log is None and graph.nothing_to_do(graph.plan(ctx, targets)):
             attend(ctx)
@@ -124,10 +122,8 @@ def _begin(ctx: Context, args: argparse.Namespace, out: Output) -> RunLog:
     with using(ctx, out):
         for _ in range(MAX_RUNS):
             seen, log = watch.last_run(ctx), watch.active(ctx)
-            if log is None:
-                # The worker finds out what is to be done: a guest that is busy answers later
-                # than this returns.
-                _require_commands(ctx, targets)
+            # The worker finds out what is to be done: a guest that is busy answers later than this
+            # returns.
             limit = SHORT if args.detach else None
             log, joined = _join_or_start(ctx, log, targets, seen, verbose=args.verbose, limit=limit)
             if log is None or (joined and not log.wish(targets, sorted(ctx.forced))):
@@ -164,6 +160,7 @@ def _join_or_start(
         if ctx.no_wait:
             admission.require_none_waits(ctx)
         return log, True
+    _require_commands(ctx, targets)
     ctx.driver.check(walls=ctx.settings.walls)
     log = watch.start(ctx, targets, sorted(ctx.forced), {}, verbose, seen)
     return (log, False) if log else (watch.newer(ctx, seen, limit), True)
@@ -387,10 +384,7 @@ def _destroy_by_name(args: argparse.Namespace, out: Output) -> int:
     cancel_run(mine.folder)
     lock = require_lock(mine.folder, "`destroy`", wait=CANCEL_LIMIT)
     try:
-        if mine.vm_id:
-            removal.remove(mine, owner.driver)
-        else:
-            removal.remove_ownerless(mine.name)
+        removal.remove(mine, owner.driver)
     finally:
         lock.free()
     out.say(f"{mine.name}: removed")

@@ -163,10 +163,7 @@ def _not_gone(owner: instance.Owner) -> str:
 
 
 def _remove(row: Row) -> None:
-    if row.vm_id:
-        removal.remove(instance.Instance(row.name, row.vm_id), row.driver)
-    else:
-        removal.remove_ownerless(row.name)
+    removal.remove(instance.Instance(row.name, row.vm_id), row.driver)
 
 
 def _keep(row: Row, since: float) -> None:

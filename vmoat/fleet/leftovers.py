@@ -43,6 +43,18 @@ def unknown(short: str, known: Collection[str] | None = None) -> bool:
     return bool(short) and "" not in known and not any(one.startswith(short) for one in known)
 
 
+def _unless_known(short: str, remove: Callable[[], object]) -> Callable[[], str]:
+    """A remover that looks once more whether a VM has come by that id."""
+
+    def act() -> str:
+        if not unknown(short):
+            return KNOWN
+        remove()
+        return ""
+
+    return act
+
+
 def find(*, current: str, grace: float, going: Collection[str], now: float) -> list[Leftover]:
     """All that is left behind.
 
@@ -107,15 +119,12 @@ def _made_here(home: Path) -> bool:
 
 
 def _colima_remover(folder: Path) -> Callable[[], str]:
-    def remove() -> str:
+    def remove() -> None:
         from vmoat.drivers.colima import ending, homes
 
-        if not unknown(folder.name):
-            return KNOWN
         ending.delete_own(homes.Place(folder, homes.PROFILE))
-        return ""
 
-    return remove
+    return _unless_known(folder.name, remove)
 
 
 def _processes() -> Iterator[Leftover]:
@@ -192,14 +201,11 @@ def _is_ours(runtime: Path) -> bool:
 
 
 def _runtime_remover(folder: Path) -> Callable[[], str]:
-    def remove() -> str:
-        if not unknown(folder.name):
-            return KNOWN
+    def remove() -> None:
         removal.end_clients(folder)
         clear(folder)
-        return ""
 
-    return remove
+    return _unless_known(folder.name, remove)
 
 
 def _contexts(ids: Collection[str]) -> Iterator[Leftover]:
@@ -224,24 +230,16 @@ def _socket_folder(file: Path) -> Path | None:
 
 
 def _context_remover(file: Path, vm_id: str) -> Callable[[], str]:
-    def remove() -> str:
-        if not unknown(vm_id):
-            return KNOWN
+    def remove() -> None:
         if dockercontext.owner(file) == vm_id:
             clear(file.parent)
-        return ""
 
-    return remove
+    return _unless_known(vm_id, remove)
 
 
 def _checked(folder: Path, vm_id: str) -> Callable[[], str]:
-    def remove() -> str:
-        if not unknown(vm_id) or _runs_elsewhere(vm_id):
-            return KNOWN
-        disks.discard(folder)
-        return ""
-
-    return remove
+    remove = _unless_known(vm_id, lambda: disks.discard(folder))
+    return lambda: KNOWN if _runs_elsewhere(vm_id) else remove()
 
 
 def _vm_names() -> list[str]:

@@ -54,8 +54,12 @@ def halt(mine: Instance, owner: Owner) -> None:
 def remove(mine: Instance, driver: str) -> None:
     """Remove the VM and every byte of it; the VM's lock is held.
 
-    Killed half way, it leaves a VM without disks, or a folder without an owner: gc ends both.
+    Killed half way, it leaves a VM without disks, or a folder without an owner: gc ends both.  One
+    without an id has no owner file, or a damaged one; its driver's record says whose it is.
     """
+    if not mine.vm_id:
+        _remove_ownerless(mine.name)
+        return
     companion.end(mine.vm_id)
     runtime = paths.runtime_place(mine.vm_id)
     drivers.load(driver).delete(mine.name)
@@ -65,8 +69,7 @@ def remove(mine: Instance, driver: str) -> None:
     instance.release(mine)
 
 
-def remove_ownerless(name: str) -> None:
-    """Remove the folder of a VM whose removal was cut short: it has no id any more."""
+def _remove_ownerless(name: str) -> None:
     folder = paths.vm_dir(name)
     drivers.load(instance.driver_made(name)).delete(name)
     shutil.rmtree(folder, ignore_errors=True)
